@@ -1,0 +1,5 @@
+"""The compiled core. Arguments are unchecked: use the Python classes."""
+
+__version__: str
+
+def simd() -> str: ...

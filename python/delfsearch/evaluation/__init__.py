@@ -1,0 +1,1 @@
+"""Metrics and protocols for search that must reject queries with no match."""

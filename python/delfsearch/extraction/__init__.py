@@ -1,0 +1,1 @@
+"""Photo -> LocalFeatures: network, pyramid, scores and selection, reduction, weights."""

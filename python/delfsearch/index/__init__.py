@@ -1,0 +1,1 @@
+"""LocalFeatures -> Matches: the quantized KD-tree and DelfIndex on top of it."""

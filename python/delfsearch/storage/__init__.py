@@ -1,0 +1,1 @@
+"""What is on disk: index directories, feature stores, image table."""

@@ -1,0 +1,1 @@
+"""Matches -> Hits: seeded affine RANSAC, scores and rejection."""

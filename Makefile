@@ -1,0 +1,99 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both set up one
+# virtual environment in .venv first. `make help` lists the rest.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install -q -c constraints.txt
+OUT    ?= out
+PHOTOS ?=
+QUERY  ?=
+CORE_SOURCES := CMakeLists.txt pyproject.toml $(wildcard cmake/*) $(shell find cpp -type f)
+
+.PHONY: help demo test test-python test-simd test-cpp bench quality lint sanitize fuzz sdist clean
+
+help:
+	@echo "make demo [PHOTOS=folder QUERY=photo]  index photos, query them, write the match plots"
+	@echo "make test                              all tests, on two instruction-set paths"
+	@echo "make bench PHOTOS=folder               every benchmark beside its peers, JSON in $(OUT)/"
+	@echo "make quality PHOTOS=folder             retrieval quality on a folder with ground truth"
+	@echo "make lint | sanitize | fuzz | sdist | clean"
+
+$(VENV)/made:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	@touch $@
+
+# The package itself, editable: Python edits are live, a change to the core reinstalls.
+$(VENV)/installed: $(VENV)/made constraints.txt $(CORE_SOURCES)
+	$(PIP) -e ".[test,demo]"
+	@touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/delfsearch demo --out $(OUT)/demo \
+	  $(if $(PHOTOS),--photos "$(PHOTOS)") $(if $(QUERY),--query "$(QUERY)")
+
+test: test-python test-simd test-cpp
+
+test-python: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+# The same tests of everything that touches the core, on another instruction-set path.
+test-simd: $(VENV)/installed
+	DELFSEARCH_SIMD=$(or $(SIMD),scalar) $(BIN)/python -m pytest tests/index tests/verification \
+	  tests/extraction/test_nms.py
+
+test-cpp: $(VENV)/installed
+	$(PIP) ninja pybind11 cmeel-eigen napf
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/cpp -G Ninja -DDELFSEARCH_BUILD_PYTHON=OFF \
+	  -DDELFSEARCH_BUILD_TESTS=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/cpp
+	ctest --test-dir build/cpp --output-on-failure
+
+$(VENV)/bench: $(VENV)/installed
+	$(PIP) -e ".[bench]"
+	@touch $@
+
+bench: $(VENV)/bench
+	@mkdir -p $(OUT)
+	$(BIN)/python benchmarks/neighbors.py --photos "$(PHOTOS)" --json $(OUT)/neighbors.json
+	$(BIN)/python benchmarks/verification.py --photos "$(PHOTOS)" --json $(OUT)/verification.json
+	$(BIN)/python benchmarks/extraction.py --photos "$(PHOTOS)" --json $(OUT)/extraction.json
+
+quality: $(VENV)/bench
+	@mkdir -p $(OUT)
+	$(BIN)/python benchmarks/quality.py --photos "$(PHOTOS)" --json $(OUT)/quality.json
+
+$(VENV)/lint: $(VENV)/installed
+	$(PIP) -e ".[lint]"
+	@touch $@
+
+lint: $(VENV)/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest delfsearch._core
+	find cpp -name '*.?pp' | xargs $(BIN)/clang-format --dry-run --Werror
+
+# Address, undefined-behaviour and thread sanitizers over the C++ tests.
+sanitize: $(VENV)/installed
+	$(PIP) ninja cmeel-eigen napf
+	for sanitizer in address,undefined thread; do \
+	  PATH="$(CURDIR)/$(BIN):$$PATH"; export PATH; \
+	  cmake -S . -B build/$$sanitizer -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	    -DDELFSEARCH_BUILD_PYTHON=OFF -DDELFSEARCH_BUILD_TESTS=ON \
+	    -DDELFSEARCH_SANITIZE=$$sanitizer -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python && \
+	  cmake --build build/$$sanitizer && \
+	  ctest --test-dir build/$$sanitizer --output-on-failure || exit 1; \
+	done
+
+# Hostile files and arguments against the loaders; FUZZ_SECONDS is the time for each target.
+fuzz: $(VENV)/installed
+	$(BIN)/python tests/fuzz/run.py --seconds $(or $(FUZZ_SECONDS),60)
+
+sdist: $(VENV)/installed
+	$(PIP) build cmeel-eigen napf
+	$(BIN)/python tools/bundle_headers.py
+	$(BIN)/python -m build --sdist
+
+clean:
+	rm -rf build dist third_party $(OUT) $(VENV)

@@ -1,4 +1,7 @@
-"""The one place that coerces arrays or refuses them. Errors name the argument, what came, the remedy."""
+"""The one place that coerces arrays or refuses them.
+
+Errors name the argument, what arrived and the remedy.
+"""
 
 from __future__ import annotations
 

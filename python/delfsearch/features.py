@@ -28,8 +28,8 @@ class LocalFeatures:
 
     keypoints_xy: NDArray[np.float32]
     descriptors: NDArray[Any]
-    scores: NDArray[np.float32] | None = None  # type: ignore[assignment]
-    scales: NDArray[np.float32] | None = None  # type: ignore[assignment]
+    scores: NDArray[np.float32] = None  # type: ignore[assignment]  # ones if omitted
+    scales: NDArray[np.float32] = None  # type: ignore[assignment]  # ones if omitted
     image_size: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
@@ -45,7 +45,9 @@ class LocalFeatures:
         try:
             width, height = (int(side) for side in self.image_size)
         except (TypeError, ValueError):
-            raise ValueError(f"image_size must be (width, height); got {self.image_size!r}") from None
+            raise ValueError(
+                f"image_size must be (width, height); got {self.image_size!r}"
+            ) from None
         if width < 0 or height < 0:
             raise ValueError(f"image_size must not be negative; got {self.image_size!r}")
         values = {
@@ -62,7 +64,10 @@ class LocalFeatures:
         return len(self.descriptors)
 
     def __repr__(self) -> str:
-        return f"LocalFeatures(n={len(self)}, dimension={self.dimension}, image_size={self.image_size})"
+        return (
+            f"LocalFeatures(n={len(self)}, dimension={self.dimension}, "
+            f"image_size={self.image_size})"
+        )
 
     @property
     def dimension(self) -> int:
@@ -72,8 +77,7 @@ class LocalFeatures:
     def __getitem__(self, rows: Any) -> LocalFeatures:
         """Return the features of a slice, mask or index array, in that order."""
         if isinstance(rows, (int, np.integer)):
-            raise TypeError("index LocalFeatures with a slice, mask or array of rows, not one integer")
-        assert self.scores is not None and self.scales is not None  # set in __post_init__
+            raise TypeError("index LocalFeatures with a slice, mask or array of rows, not one row")
         return LocalFeatures(
             keypoints_xy=self.keypoints_xy[rows],
             descriptors=self.descriptors[rows],
@@ -90,5 +94,3 @@ class LocalFeatures:
             descriptors=np.zeros((0, dimension), np.float32),
             image_size=image_size,
         )
-
-

@@ -39,4 +39,6 @@ Array<T> to_numpy(std::vector<T>&& values) {
   return to_numpy(std::move(values), {n});
 }
 
+void bind_aggregate(py::module_& m);
+
 }  // namespace delfsearch::bindings

@@ -2,8 +2,11 @@
 #include "delfsearch/cpu.hpp"
 
 PYBIND11_MODULE(_core, m) {
-  m.doc() = "The compiled core of delfsearch. Use the Python classes; arguments here are unchecked.";
+  m.doc() =
+      "The compiled core of delfsearch. Use the Python classes; arguments here are unchecked.";
   m.attr("__version__") = DELFSEARCH_VERSION;
-  m.def("simd", [] { return delfsearch::simd_name(delfsearch::simd()); },
-        "The instruction set that the kernels use: scalar, avx2, avx512 or neon.");
+  m.def(
+      "simd", [] { return delfsearch::simd_name(delfsearch::simd()); },
+      "The instruction set that the kernels use: scalar, avx2, avx512 or neon.");
+  delfsearch::bindings::bind_aggregate(m);
 }

@@ -1,5 +1,40 @@
 """The compiled core. Arguments are unchecked: use the Python classes."""
 
+import numpy as np
+from numpy.typing import NDArray
+
 __version__: str
 
 def simd() -> str: ...
+
+def first_photo_of_buckets(offsets: NDArray[np.int64]) -> NDArray[np.int32]: ...
+def filter_neighbors(
+    rows: NDArray[np.int64],
+    squared_distances: NDArray[np.float32],
+    k: int,
+    excluded_begin: NDArray[np.int64],
+    excluded_end: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]: ...
+def merge_neighbors(
+    rows: NDArray[np.int64],
+    squared_distances: NDArray[np.float32],
+    offsets: NDArray[np.int64],
+    image_ids: NDArray[np.int64],
+    first: NDArray[np.int32],
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]: ...
+def group_by_photo(
+    rows: NDArray[np.int64],
+    squared_distances: NDArray[np.float32],
+    offsets: NDArray[np.int64],
+    image_ids: NDArray[np.int64],
+    first: NDArray[np.int32],
+    max_candidates: int,
+    weigh_by_distance: bool,
+) -> tuple[
+    NDArray[np.int64],
+    NDArray[np.int64],
+    NDArray[np.int32],
+    NDArray[np.int32],
+    NDArray[np.int64],
+    NDArray[np.float32],
+]: ...

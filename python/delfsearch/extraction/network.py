@@ -1,0 +1,251 @@
+"""ResNet50 up to conv4_x, fully convolutional, in plain PyTorch, for the stride layouts in use.
+
+Every known set of ResNet50 weights computes the same units of a 1x1, a 3x3 and a 1x1 convolution,
+but they put the strides in different places and pad differently; running weights under another
+layout than they were trained in silently ruins them.
+
+    layout       stride of 2 on                            first pooling          RF/stride/padding
+    keras        first 1x1 of blocks 3, 4 (Keras v1,       pads 1 on each side    291 / 16 / 145
+                 He et al.'s Caffe model)
+    torchvision  first 3x3 of blocks 3, 4                  pads 1 on each side    267 / 16 / 133
+    slim         last 3x3 of blocks 2, 3, 4 (TF-slim)      TensorFlow's "SAME"    291 / 32 / 145
+    slim16       last 3x3 of blocks 2, 3 (official DELF)   TensorFlow's "SAME"    291 / 16 / 145
+
+conv1 pads 3 and the 3x3 convolutions 1 on each side in all of them (TF-slim too pads explicitly
+where it strides). Under "SAME" an axis whose length after conv1 is even is padded on the high side
+only, which moves all centres by 2 pixels and the padding to 143: receptive fields are derived per
+axis and per length, see receptive_field.py.
+
+ResNet50Conv4 is the reference: unfused, NCHW, trainable, torchvision's tensor names. FoldedTrunk
+is for inference: batch normalisation and input normalisation folded into the convolutions,
+channels_last, ReLU and residual additions fused into the convolutions where oneDNN can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from delfsearch.extraction.receptive_field import Layer
+
+STRIDE_LAYOUTS = ("keras", "torchvision", "slim", "slim16")
+N_CHANNELS = 1024
+_BLOCKS = ((64, 3), (128, 4), (256, 6))  # conv2_x, conv3_x, conv4_x: width, units
+
+
+class Unit(NamedTuple):
+    """One bottleneck unit: its name prefix, width, the strides of its 1x1 and 3x3 convolution."""
+
+    prefix: str
+    width: int
+    stride_1x1: int
+    stride_3x3: int
+    projects: bool
+
+
+def units(layout: str) -> list[Unit]:
+    """Return the 13 bottleneck units of conv2_x to conv4_x under a stride layout."""
+    if layout not in STRIDE_LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(STRIDE_LAYOUTS)}; got {layout!r}")
+    result = []
+    for block, (width, n_units) in enumerate(_BLOCKS):
+        for i in range(n_units):
+            first = 2 if i == 0 and block > 0 else 1
+            last = 2 if i == n_units - 1 and (block < 2 or layout == "slim") else 1
+            strides = {"keras": (first, 1), "torchvision": (1, first)}.get(layout, (1, last))
+            result.append(Unit(f"layer{block + 1}.{i}", width, *strides, projects=i == 0))
+    return result
+
+
+def layers(layout: str) -> list[Layer]:
+    """Return the layers of the path through all 3x3 convolutions, for receptive_field()."""
+    result = [Layer(7, 2, 3), Layer(3, 2, "same" if layout.startswith("slim") else 1)]
+    for unit in units(layout):
+        result += [Layer(1, unit.stride_1x1, 0), Layer(3, unit.stride_3x3, 1), Layer(1, 1, 0)]
+    return result
+
+
+def _pool(x: Tensor, layout: str) -> Tensor:
+    if layout.startswith("slim"):  # "SAME"; x >= 0 after ReLU, so zeros pad like -inf
+        height, width = x.shape[-2:]
+        x = F.pad(x, (width % 2, 1, height % 2, 1))
+        return F.max_pool2d(x, 3, 2)
+    return F.max_pool2d(x, 3, 2, 1)
+
+
+class _Bottleneck(nn.Module):
+    def __init__(self, n_in: int, unit: Unit, eps: float) -> None:
+        super().__init__()
+        width, n_out = unit.width, 4 * unit.width
+        self.stride = unit.stride_1x1 * unit.stride_3x3
+        self.conv1 = nn.Conv2d(n_in, width, 1, unit.stride_1x1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width, eps)
+        self.conv2 = nn.Conv2d(width, width, 3, unit.stride_3x3, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width, eps)
+        self.conv3 = nn.Conv2d(width, n_out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(n_out, eps)
+        self.downsample: nn.Module | None = None
+        if unit.projects:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(n_in, n_out, 1, self.stride, bias=False), nn.BatchNorm2d(n_out, eps)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = torch.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        if self.downsample is not None:
+            shortcut = self.downsample(x)
+        else:
+            shortcut = x[:, :, :: self.stride, :: self.stride]
+        return torch.relu(y + shortcut)
+
+
+class ResNet50Conv4(nn.Module):
+    """The reference network: (n, 3, h, w) normalised RGB -> (n, 1024, h', w') conv4_x features.
+
+    layout : one of STRIDE_LAYOUTS. bn_eps : batch normalisation's epsilon, as in training.
+    Tensor names are torchvision's (conv1, bn1, layer1 to layer3).
+    """
+
+    def __init__(self, layout: str = "keras", bn_eps: float = 1e-5) -> None:
+        super().__init__()
+        self.layout = layout
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64, bn_eps)
+        n_in = 64
+        blocks: dict[str, list[nn.Module]] = {}
+        for unit in units(layout):
+            blocks.setdefault(unit.prefix[:6], []).append(_Bottleneck(n_in, unit, bn_eps))
+            n_in = 4 * unit.width
+        self.layer1, self.layer2, self.layer3 = (nn.Sequential(*b) for b in blocks.values())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = _pool(torch.relu(self.bn1(self.conv1(x))), self.layout)
+        return self.layer3(self.layer2(self.layer1(x)))  # type: ignore[no-any-return]
+
+
+def tensor_shapes() -> dict[str, tuple[int, ...]]:
+    """Return the name and shape of every tensor that conv4_x features need."""
+    with torch.device("meta"):
+        state = ResNet50Conv4().state_dict()
+    return {k: tuple(v.shape) for k, v in state.items() if not k.endswith("num_batches_tracked")}
+
+
+def _fold(
+    tensors: Mapping[str, Tensor], conv: str, bn: str, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Fold y = gamma (conv(x) - mean) / sqrt(var + eps) + beta into one convolution, in float64."""
+    kernel = tensors[f"{conv}.weight"].double()
+    mean, var = tensors[f"{bn}.running_mean"].double(), tensors[f"{bn}.running_var"].double()
+    gain = tensors[f"{bn}.weight"].double() / torch.sqrt(var + eps)
+    return kernel * gain[:, None, None, None], tensors[f"{bn}.bias"].double() - mean * gain
+
+
+class FoldedTrunk:
+    """Inference only: (1, 3, h, w) float32 RGB in 0 ... 255 minus input_mean -> conv4_x features.
+
+    tensors : as tensor_shapes() names them. input_std (3,) is folded into conv1. dtype : float32 or
+    bfloat16, of weights and activations. Runs channels_last on `device`.
+
+    In the "keras" layout the stride of a block's first 1x1 (both the unit's and the shortcut's)
+    drops three of four outputs of the block before it. We move it back to that block's last 3x3:
+    the same numbers, since 1x1 convolutions, ReLU and sums act per pixel, for 8% less work.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        layout: str,
+        *,
+        bn_eps: float,
+        input_std: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> None:
+        self.layout = layout
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.units = units("slim16" if layout == "keras" else layout)
+        self._weights: dict[str, tuple[Tensor, Tensor]] = {}
+
+        def put(name: str, kernel: Tensor, bias: Tensor) -> None:
+            kernel = kernel.to(self.device, dtype).contiguous(memory_format=torch.channels_last)
+            self._weights[name] = kernel, bias.to(self.device, dtype)
+
+        kernel, bias = _fold(tensors, "conv1", "bn1", bn_eps)
+        put("conv1", kernel / torch.tensor(input_std, dtype=torch.float64)[:, None, None], bias)
+        for unit in self.units:
+            for i in "123":
+                name = f"{unit.prefix}.conv{i}"
+                put(name, *_fold(tensors, name, f"{unit.prefix}.bn{i}", bn_eps))
+            if unit.projects:
+                name = f"{unit.prefix}.downsample"
+                put(name, *_fold(tensors, f"{name}.0", f"{name}.1", bn_eps))
+        self.fused = self.device.type == "cpu" and _fusion_works(dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return (1, 1024, h', w') features of dtype, channels_last."""
+        x = x.to(self.device, self.dtype, memory_format=torch.channels_last)
+        x = _pool(self._conv_relu("conv1", x, 2, 3), self.layout)
+        for unit in self.units:
+            prefix, stride = unit.prefix, unit.stride_1x1 * unit.stride_3x3
+            y = self._conv_relu(f"{prefix}.conv1", x, unit.stride_1x1, 0)
+            y = self._conv_relu(f"{prefix}.conv2", y, unit.stride_3x3, 1)
+            if unit.projects:
+                x = F.conv2d(x, *self._weights[f"{prefix}.downsample"], stride)
+            elif stride > 1:
+                x = x[:, :, ::stride, ::stride].contiguous(memory_format=torch.channels_last)
+            x = self._conv_add_relu(f"{prefix}.conv3", y, x)
+        return x
+
+    def _conv_relu(self, name: str, x: Tensor, stride: int, padding: int) -> Tensor:
+        if self.fused:
+            return _fused_conv_relu(x, *self._weights[name], stride, padding)
+        return F.conv2d(x, *self._weights[name], stride, padding).relu_()
+
+    def _conv_add_relu(self, name: str, x: Tensor, shortcut: Tensor) -> Tensor:
+        if self.fused:
+            return _fused_conv_add_relu(shortcut, x, *self._weights[name])
+        return F.conv2d(x, *self._weights[name]).add_(shortcut).relu_()
+
+
+# The operators that torch.compile itself emits for convolutions on a CPU. They are not public, so
+# _fusion_works() tries them first, and the public operators take over where it says no.
+def _fused_conv_relu(x: Tensor, kernel: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    return torch.ops.mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
+        x, kernel, bias, [padding] * 2, [stride] * 2, [1, 1], 1, "relu", [], ""
+    )
+
+
+def _fused_conv_add_relu(shortcut: Tensor, x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    return torch.ops.mkldnn._convolution_pointwise_.binary(  # type: ignore[no-any-return]
+        shortcut, x, kernel, bias, [0, 0], [1, 1], [1, 1], 1, "add", 1.0, "relu", [], None
+    )
+
+
+def _fusion_works(dtype: torch.dtype) -> bool:
+    """Whether this torch and this processor have the fused operators, and they compute the same."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    n = 16 * 5 * 7
+    x = (torch.arange(n).remainder(13).reshape(1, 16, 5, 7) - 6) / 8
+    kernel = (torch.arange(8 * 16).remainder(11).reshape(8, 16, 1, 1) - 5) / 8
+    bias = (torch.arange(8) - 4) / 4
+    x, kernel, bias = (t.to(dtype) for t in (x, kernel, bias))
+    x, kernel = (t.contiguous(memory_format=torch.channels_last) for t in (x, kernel))
+    shortcut = x[:, :8].contiguous(memory_format=torch.channels_last)
+    plain = F.conv2d(x, kernel, bias)
+    try:
+        relu = _fused_conv_relu(x, kernel, bias, 1, 0)
+        added = _fused_conv_add_relu(shortcut.clone(), x, kernel, bias)
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+    tolerance = 1e-5 if dtype == torch.float32 else 0.1
+    return torch.allclose(relu, plain.relu(), atol=tolerance, rtol=tolerance) and torch.allclose(
+        added, (plain + shortcut).relu(), atol=tolerance, rtol=tolerance
+    )

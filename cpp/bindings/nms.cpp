@@ -17,7 +17,8 @@ void bind_nms(py::module_& m) {
         return to_numpy(std::move(kept));
       },
       py::arg("boxes").noconvert(), py::arg("scores").noconvert(), py::arg("iou_threshold"),
-      py::arg("max_kept"), "Greedy NMS by IoU: indices kept, best score first, ties by lower index.");
+      py::arg("max_kept"),
+      "Greedy NMS by IoU: indices kept, best score first, ties by lower index.");
 }
 
 }  // namespace delfsearch::bindings

@@ -1,5 +1,3 @@
-#include "delfsearch/nms.hpp"
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -7,6 +5,7 @@
 #include <stdexcept>
 
 #include "check.hpp"
+#include "delfsearch/nms.hpp"
 
 using delfsearch::non_maximum_suppression;
 
@@ -59,11 +58,13 @@ void test_against_brute_force() {
 
 void test_refusals() {
   const float nan = std::numeric_limits<float>::quiet_NaN();
-  const std::vector<float> box{0, 0, 1, 1}, inverted{1, 0, 0, 1}, bad{0, 0, nan, 1}, one{1}, two{1, 2};
+  const std::vector<float> box{0, 0, 1, 1}, inverted{1, 0, 0, 1}, bad{0, 0, nan, 1}, one{1},
+      two{1, 2};
   CHECK_THROWS(non_maximum_suppression(box, two, 0.5f, 1), std::invalid_argument);
   CHECK_THROWS(non_maximum_suppression(inverted, one, 0.5f, 1), std::invalid_argument);
   CHECK_THROWS(non_maximum_suppression(bad, one, 0.5f, 1), std::invalid_argument);
-  CHECK_THROWS(non_maximum_suppression(box, std::vector<float>{nan}, 0.5f, 1), std::invalid_argument);
+  CHECK_THROWS(non_maximum_suppression(box, std::vector<float>{nan}, 0.5f, 1),
+               std::invalid_argument);
   CHECK_THROWS(non_maximum_suppression(box, one, 1.5f, 1), std::invalid_argument);
   CHECK_THROWS(non_maximum_suppression(box, one, nan, 1), std::invalid_argument);
   CHECK(non_maximum_suppression(std::vector<float>{}, std::vector<float>{}, 0.5f, 1).empty());

@@ -38,3 +38,9 @@ def group_by_photo(
     NDArray[np.int64],
     NDArray[np.float32],
 ]: ...
+def non_maximum_suppression(
+    boxes: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    iou_threshold: float,
+    max_kept: int,
+) -> NDArray[np.int64]: ...

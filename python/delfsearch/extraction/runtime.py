@@ -1,0 +1,172 @@
+"""What runs the network: weights on a device in a precision, from a pyramid level to its cells.
+
+A level always runs on one thread of the processor, and different levels on different threads, so a
+photo's features do not depend on n_jobs, on the other photos, or on the order of work.
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from delfsearch._validation import check_choice
+from delfsearch.extraction.network import FoldedTrunk, layers
+from delfsearch.extraction.pyramid import Level
+from delfsearch.extraction.receptive_field import receptive_field, to_photo_pixels
+from delfsearch.extraction.scores import Scorer
+from delfsearch.extraction.weights import Weights
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+class Cells(NamedTuple):
+    """Cells of one pyramid level, in row-major order of the grid.
+
+    scale : the pyramid scale. keypoints_xy (n, 2) float32 : centres in pixels of the original
+    photo. half_box : half the sides (x, y) of the receptive field, in the same pixels. scores (n,)
+    float32. features (n, 1024) float32, raw.
+    """
+
+    scale: float
+    keypoints_xy: NDArray[np.float32]
+    half_box: tuple[float, float]
+    scores: NDArray[np.float32]
+    features: NDArray[np.float32]
+
+
+def processor_has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware (AVX512_BF16, AMX or Arm BF16)."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not Linux: torch knows, in the versions that tell
+        probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+        return bool(probe()) if probe is not None else False
+    flags = {
+        flag
+        for line in text.splitlines()
+        if line.startswith(("flags", "Features"))
+        for flag in line.partition(":")[2].split()
+    }
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def resolve_device(device: str) -> torch.device:
+    """Turn "auto", "cpu", "cuda", "cuda:1" ... into a device that is there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device must be 'auto', 'cpu' or a torch device; got {device!r}") from None
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r} needs a GPU that torch sees; use device='auto'")
+    return resolved
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """Turn "auto", "fp32" or "bf16" into a dtype that the device has.
+
+    "auto" is bf16 on x86 processors that multiply it in hardware (benchmarks/extraction.py prints
+    what it costs in accuracy), fp32 elsewhere.
+    """
+    check_choice(precision, "precision", PRECISIONS)
+    if precision == "fp32":
+        return torch.float32
+    on_cpu = device.type == "cpu"
+    available = processor_has_bf16() if on_cpu else device.type == "cuda"
+    if precision == "bf16" and not available:
+        raise ValueError(
+            f"precision='bf16' needs a processor with AVX512_BF16, AMX or Arm BF16; this one "
+            f"({platform.machine()}) has none: use precision='auto' or 'fp32'"
+        )
+    if precision == "auto" and not (on_cpu and platform.machine() in ("x86_64", "AMD64")):
+        available = False
+    return torch.bfloat16 if available else torch.float32
+
+
+class Runtime:
+    """Trunk and scorer of one set of weights, on one device, in one precision."""
+
+    def __init__(self, weights: Weights, *, score: str, precision: str, device: str) -> None:
+        self.weights = weights
+        self.device = resolve_device(device)
+        self.dtype = resolve_precision(precision, self.device)
+        self.layers = layers(weights.layout)
+        self.scorer = Scorer(score, weights.attention, self.device)
+        self.trunk = FoldedTrunk(
+            weights.tensors,
+            weights.layout,
+            bn_eps=weights.bn_eps,
+            input_std=weights.input_std,
+            dtype=self.dtype,
+            device=str(self.device),
+        )
+        self._mean = torch.tensor(weights.input_mean, device=self.device)[None, :, None, None]
+
+    def dense(self, rgb: NDArray[np.uint8]) -> Tensor:
+        """Return the raw features (h', w', 1024) of an image (h, w, 3), in the trunk's dtype."""
+        x = torch.from_numpy(rgb).to(self.device).permute(2, 0, 1)[None].float()
+        return self.trunk(x.sub_(self._mean))[0].permute(1, 2, 0)
+
+    def cells(
+        self,
+        level: Level,
+        photo_size: tuple[int, int],
+        *,
+        score_threshold: float | None = None,
+        best: int | None = None,
+    ) -> Cells:
+        """Run the network on one level; keep the cells that reach score_threshold, the best ones.
+
+        best : how many to keep, ties by lower cell; None keeps all.
+        """
+        with torch.inference_mode():
+            features = self.dense(np.array(level.image)).flatten(0, 1)
+            scores = self.scorer(features)
+            rows = _select(scores.cpu().numpy(), score_threshold, best)
+            kept = torch.from_numpy(rows).to(self.device)
+            values = features[kept].float().cpu().numpy()
+        grid_xy, half_box = self.geometry(level.image.size, photo_size)
+        return Cells(
+            scale=level.scale,
+            keypoints_xy=grid_xy.reshape(-1, 2)[rows],
+            half_box=half_box,
+            scores=scores.cpu().numpy()[rows],
+            features=values,
+        )
+
+    def score_grid(self, level: Level) -> NDArray[np.float32]:
+        """Return the scores (h', w') of all cells of a level."""
+        with torch.inference_mode():
+            grid: NDArray[np.float32] = self.scorer(self.dense(np.array(level.image))).cpu().numpy()
+        return grid
+
+    def geometry(
+        self, level_size: tuple[int, int], photo_size: tuple[int, int]
+    ) -> tuple[NDArray[np.float32], tuple[float, float]]:
+        """Return the cells' centres (h', w', 2) and half box sides (x, y), in photo pixels."""
+        axes: list[NDArray[Any]] = []
+        halves = []
+        for level_side, photo_side in zip(level_size, photo_size):
+            field = receptive_field(self.layers, level_side)
+            axes.append(to_photo_pixels(field.centres(), level_side, photo_side))
+            halves.append(field.size * photo_side / level_side / 2)
+        x, y = np.meshgrid(axes[0], axes[1])
+        return np.stack([x, y], axis=-1).astype(np.float32), (halves[0], halves[1])
+
+
+def _select(
+    scores: NDArray[np.float32], threshold: float | None, best: int | None
+) -> NDArray[np.int64]:
+    """Return the rows to keep, rising: those that reach the threshold, of these the best."""
+    rows = np.arange(len(scores)) if threshold is None else np.flatnonzero(scores >= threshold)
+    if best is not None and len(rows) > best:
+        order = np.argsort(-scores[rows], kind="stable")[:best]
+        rows = np.sort(rows[order])
+    return rows.astype(np.int64)

@@ -1,0 +1,59 @@
+"""Keypoint scores: L2 norm of the feature, attention, or their product. Source: Sec. 3.3.
+
+The attention head is a 1x1 convolution to 512 channels with ReLU and a 1x1 convolution to one, with
+softplus on top, on the raw conv4_x features (as the official code does); both run in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from delfsearch._validation import check_choice
+from delfsearch.errors import WeightsError
+
+SCORES = ("auto", "l2", "attention", "l2*attention")
+
+
+def resolve_score(score: str, has_attention: bool) -> str:
+    """Return "l2", "attention" or "l2*attention"; "auto" means what the weights have.
+
+    Raises WeightsError where attention is asked of weights that have none.
+    """
+    check_choice(score, "score", SCORES)
+    if score == "auto":
+        return "attention" if has_attention else "l2"
+    if score != "l2" and not has_attention:
+        raise WeightsError(
+            f"score={score!r} needs weights with an attention head (tensors attention.conv1 and "
+            "attention.conv2); these have none: use score='l2' or 'auto', or train one"
+        )
+    return score
+
+
+class Scorer:
+    """features (h, w, 1024) of any dtype -> scores (h, w) float32, on the features' device."""
+
+    def __init__(self, score: str, attention: Mapping[str, Tensor], device: torch.device) -> None:
+        self.score = resolve_score(score, bool(attention))
+        self._head = {
+            key.removeprefix("attention."): value.to(device).flatten(1) if value.ndim == 4 else
+            value.to(device)
+            for key, value in attention.items()
+        }
+
+    def __call__(self, features: Tensor) -> Tensor:
+        if self.score == "l2":
+            return self._l2(features)
+        head = self._head
+        hidden = F.linear(features.float(), head["conv1.weight"], head["conv1.bias"]).relu_()
+        logits = F.linear(hidden, head["conv2.weight"], head["conv2.bias"])
+        attention = F.softplus(logits[..., 0])
+        return attention * self._l2(features) if self.score == "l2*attention" else attention
+
+    @staticmethod
+    def _l2(features: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(features, dim=-1, dtype=torch.float32)

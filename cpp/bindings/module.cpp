@@ -10,4 +10,5 @@ PYBIND11_MODULE(_core, m) {
       "The instruction set that the kernels use: scalar, avx2, avx512 or neon.");
   delfsearch::bindings::bind_aggregate(m);
   delfsearch::bindings::bind_nms(m);
+  delfsearch::bindings::bind_ransac(m);
 }

@@ -44,3 +44,28 @@ def non_maximum_suppression(
     iou_threshold: float,
     max_kept: int,
 ) -> NDArray[np.int64]: ...
+def ransac_affine(
+    query_xy: NDArray[np.float32],
+    database_xy: NDArray[np.float32],
+    squared_distances: NDArray[np.float32],
+    offsets: NDArray[np.int64],
+    ids: NDArray[np.int64],
+    *,
+    max_error: float,
+    min_separation: float,
+    max_iterations: int,
+    confidence: float,
+    min_support: int,
+    min_scale: float,
+    max_scale: float,
+    max_stretch: float,
+    max_rotation_deg: float,
+    seed: int,
+    n_threads: int,
+) -> tuple[
+    NDArray[np.int32],
+    NDArray[np.float64],
+    NDArray[np.int64],
+    NDArray[np.int64],
+    NDArray[np.int32],
+]: ...

@@ -37,7 +37,6 @@ TABLES: dict[str, tuple[str, ...]] = {
         "latitude",
         "longitude",
         "metadata",
-        "folder",
     ),
     "folders": ("name", "kind", "title", "parameters"),
     "arrays": ("folder", "name", "dtype", "shape", "n_bytes", "blake2b"),
@@ -56,10 +55,9 @@ _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE images (id INTEGER PRIMARY KEY, path TEXT, content_hash TEXT,
     width INTEGER NOT NULL, height INTEGER NOT NULL, n_features INTEGER NOT NULL, label TEXT,
-    latitude REAL, longitude REAL, metadata TEXT NOT NULL, folder TEXT NOT NULL);
+    latitude REAL, longitude REAL, metadata TEXT NOT NULL);
 CREATE INDEX images_path ON images (path);
 CREATE INDEX images_content_hash ON images (content_hash);
-CREATE INDEX images_folder ON images (folder);
 CREATE TABLE folders (name TEXT PRIMARY KEY, kind TEXT NOT NULL, title TEXT NOT NULL,
     parameters TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE arrays (folder TEXT, name TEXT, dtype TEXT NOT NULL, shape TEXT NOT NULL,

@@ -1,0 +1,195 @@
+"""From neighbours in several segments to Matches grouped by photo."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from delfsearch import _core
+from delfsearch.features import LocalFeatures
+from delfsearch.index.segment import Segment
+from delfsearch.matches import Matches
+
+# Neighbours fetched beyond k while photos are left out of their own answers; queries that lose
+# more than that to the excluded photos are asked again for twice as many.
+_FIRST_EXTRA = 16
+
+Neighbors = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class View:
+    """The segments of an index at one moment, their rows numbered through.
+
+    Segment s owns the rows bases[s]:bases[s + 1]; photo p of all owns offsets[p]:offsets[p + 1].
+    """
+
+    segments: tuple[Segment, ...]
+    bases: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    image_ids: NDArray[np.int64]
+    first_photos: NDArray[np.int32]
+
+    @staticmethod
+    def of(segments: Sequence[Segment]) -> View:
+        """Number the rows of segments through."""
+        bases = np.zeros(len(segments) + 1, np.int64)
+        np.cumsum([segment.n_rows for segment in segments], out=bases[1:])
+        offsets = np.concatenate(
+            [np.zeros(1, np.int64)]
+            + [base + segment.offsets[1:] for base, segment in zip(bases, segments)]
+        )
+        ids = [segment.image_ids for segment in segments]
+        return View(
+            segments=tuple(segments),
+            bases=bases,
+            offsets=offsets,
+            image_ids=np.concatenate(ids) if ids else np.zeros(0, np.int64),
+            first_photos=_core.first_photo_of_buckets(offsets),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held in RAM, besides the segments."""
+        arrays = (self.bases, self.offsets, self.image_ids, self.first_photos)
+        return sum(array.nbytes for array in arrays)
+
+    def neighbors(
+        self,
+        descriptors: NDArray[np.float32],
+        k: int,
+        max_leaves: int,
+        photo_starts: NDArray[np.int64],
+        excluded: Sequence[NDArray[np.int64]],
+    ) -> Neighbors:
+        """Find the k nearest rows of each descriptor over all segments.
+
+        photo_starts : (q + 1,), the descriptors of query photo i are photo_starts[i]:[i + 1].
+        excluded : for each query photo the image ids that must not answer; their features take no
+        place among the k.
+        Returns squared_distances (m, k) float32, rows (m, k) int64.
+        """
+        lists = [
+            self._segment_neighbors(s, descriptors, k, max_leaves, photo_starts, excluded)
+            for s, segment in enumerate(self.segments)
+            if segment.tree is not None
+        ]
+        if not lists:
+            shape = (len(descriptors), k)
+            return np.full(shape, np.inf, np.float32), np.full(shape, -1, np.int64)
+        if len(lists) == 1:
+            return lists[0]
+        rows, distances, _ = _core.merge_neighbors(
+            np.stack([ids for _, ids in lists]),
+            np.stack([squared for squared, _ in lists]),
+            self.offsets,
+            self.image_ids,
+            self.first_photos,
+        )
+        return distances, rows
+
+    def _segment_neighbors(
+        self,
+        s: int,
+        descriptors: NDArray[np.float32],
+        k: int,
+        max_leaves: int,
+        photo_starts: NDArray[np.int64],
+        excluded: Sequence[NDArray[np.int64]],
+    ) -> Neighbors:
+        segment, base = self.segments[s], self.bases[s]
+        assert segment.tree is not None
+        ranges = [_row_ranges(segment, ids) for ids in excluded]
+        most = max((int((end - begin).sum()) for begin, end in ranges), default=0)
+        extra = min(_FIRST_EXTRA, most)
+        squared, ids = segment.tree.query(descriptors, k=k + extra, max_leaves=max_leaves)
+        if extra:
+            kept = [
+                _without(segment, descriptors[a:b], ids[a:b], squared[a:b], k, max_leaves, *ranges[i])
+                for i, (a, b) in enumerate(zip(photo_starts[:-1], photo_starts[1:]))
+            ]
+            squared = np.concatenate([part[0] for part in kept])
+            ids = np.concatenate([part[1] for part in kept])
+        if base:
+            ids = np.where(ids >= 0, ids + base, -1)
+        return squared, ids
+
+    def group(
+        self,
+        features: LocalFeatures,
+        squared_distances: NDArray[np.float32],
+        rows: NDArray[np.int64],
+        max_candidates: int,
+        weigh_by_distance: bool,
+    ) -> Matches:
+        """Group the neighbours of one query photo by database photo."""
+        image_ids, offsets, query_indices, database_indices, rows, squared = _core.group_by_photo(
+            rows,
+            squared_distances,
+            self.offsets,
+            self.image_ids,
+            self.first_photos,
+            max_candidates,
+            weigh_by_distance,
+        )
+        return Matches(
+            image_ids=image_ids,
+            offsets=offsets,
+            query_indices=query_indices,
+            database_indices=database_indices,
+            query_xy=features.keypoints_xy[query_indices],
+            database_xy=self._keypoints(rows),
+            squared_distances=squared,
+        )
+
+    def _keypoints(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        if len(self.segments) == 1:
+            return self.segments[0].keypoints_xy[rows]
+        xy = np.empty((len(rows), 2), np.float32)
+        owner = np.searchsorted(self.bases, rows, side="right") - 1
+        for s, segment in enumerate(self.segments):
+            mine = owner == s
+            xy[mine] = segment.keypoints_xy[rows[mine] - self.bases[s]]
+        return xy
+
+
+def _row_ranges(
+    segment: Segment, image_ids: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where the rows of some photos begin and end; photos of other segments have none."""
+    at = np.searchsorted(segment.image_ids, image_ids)
+    at = at[at < len(segment.image_ids)]
+    at = at[np.isin(segment.image_ids[at], image_ids)]
+    return segment.offsets[at], segment.offsets[at + 1]
+
+
+def _without(
+    segment: Segment,
+    descriptors: NDArray[np.float32],
+    ids: NDArray[np.int64],
+    squared: NDArray[np.float32],
+    k: int,
+    max_leaves: int,
+    begin: NDArray[np.int64],
+    end: NDArray[np.int64],
+) -> Neighbors:
+    """Keep k neighbours outside the excluded rows, fetching more where those took their places."""
+    assert segment.tree is not None
+    limit = k + int((end - begin).sum())
+    out_ids, out_squared, kept = _core.filter_neighbors(
+        np.ascontiguousarray(ids), np.ascontiguousarray(squared), k, begin, end
+    )
+    fetched = ids.shape[1]
+    # A list that came back full may hide further neighbours; one that did not has no more.
+    short = np.flatnonzero((kept < k) & (ids[:, -1] >= 0))
+    while len(short) and fetched < limit:
+        fetched = min(limit, k + 2 * (fetched - k))
+        squared, ids = segment.tree.query(descriptors[short], k=fetched, max_leaves=max_leaves)
+        out_ids[short], out_squared[short], kept = _core.filter_neighbors(
+            ids, squared, k, begin, end
+        )
+        short = short[(kept < k) & (ids[:, -1] >= 0)]
+    return out_squared, out_ids

@@ -1,0 +1,649 @@
+"""DelfIndex: the local features of a photo collection, searchable, changeable, and kept on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+
+from delfsearch._validation import (
+    check_choice,
+    check_integer,
+    check_matrix,
+    check_n_jobs,
+    check_real,
+    check_vector,
+)
+from delfsearch.errors import IndexFormatError
+from delfsearch.features import LocalFeatures
+from delfsearch.index.aggregation import View
+from delfsearch.index.segment import (
+    Segment,
+    TreeOptions,
+    build_segment,
+    merge_segments,
+    pack,
+)
+from delfsearch.matches import Matches
+from delfsearch.storage import tables
+from delfsearch.storage.records import ImageRecord, NotIndexed
+from delfsearch.storage.store import BUILDING, IndexStore
+
+# Query descriptors searched at a time by query_many: enough to share every leaf's scan.
+_BATCH = 4096
+# Parameters that belong to the machine, not to the index: not stored.
+_NOT_STORED = ("n_jobs",)
+
+
+class DelfIndex(BaseEstimator):  # type: ignore[misc]
+    """An index of local features: neighbours of each query feature, grouped by database photo.
+
+    method : "kdtree", 8-bit codes under a KD-tree; "auto" means the same. "ivf" is not available
+        in this release.
+    k, max_leaves, max_candidates : defaults of `query`.
+    leaf_size, clip_quantile : of the tree, see QuantizedKDTree.
+    vote : how photos are shortlisted. "count": a photo's votes are the query features that have a
+        neighbour in it; "distance": each counts 1 - d / d_k, with d the squared distance of its
+        nearest neighbour in the photo and d_k that of its farthest neighbour of all.
+    merge_factor : after `add`, the new segment is merged with every segment up to merge_factor
+        times its size, smallest first; so few segments remain. 0 never merges.
+    quantizer_sample : `fit` learns the 8-bit quantizer from all descriptors, or from this many
+        spread evenly where there are more; later additions use the same one.
+    n_jobs : threads of the search, None means 1, -1 all cores. The answers do not depend on it.
+    Learned: dimension_ (columns of the descriptors).
+
+    Image ids are int64, never used twice, also after `remove`. An index made by `fit` lives in
+    RAM until `save`; one that was saved or loaded is memory-mapped, and its changes wait for the
+    next `save`, which writes only what is new. Queries may run in several threads at once, changes
+    in one.
+    Source: Sec. 5.2. Differs: max_leaves counts leaves of leaf_size descriptors, in each segment.
+    """
+
+    def __init__(
+        self,
+        *,
+        method: str = "auto",
+        k: int = 64,
+        max_leaves: int = 128,
+        leaf_size: int = 64,
+        clip_quantile: float = 0.9999,
+        max_candidates: int = 200,
+        vote: str = "count",
+        merge_factor: float = 4.0,
+        quantizer_sample: int = 1_000_000,
+        n_jobs: int | None = None,
+    ) -> None:
+        self.method = method
+        self.k = k
+        self.max_leaves = max_leaves
+        self.leaf_size = leaf_size
+        self.clip_quantile = clip_quantile
+        self.max_candidates = max_candidates
+        self.vote = vote
+        self.merge_factor = merge_factor
+        self.quantizer_sample = quantizer_sample
+        self.n_jobs = n_jobs
+
+    # -- building and changing ----------------------------------------------------------------
+
+    def fit(
+        self,
+        features: Iterable[LocalFeatures],
+        ids: Sequence[int] | NDArray[np.int64] | None = None,
+        metadata: Sequence[Mapping[str, Any] | None] | None = None,
+    ) -> DelfIndex:
+        """Index the features of some photos, replacing what was indexed before.
+
+        features : LocalFeatures of one dimension; a photo without features is indexed and never
+            matches. uint8 descriptors are taken as the numbers 0 to 255.
+        ids : distinct int64, at least 0; None means 0, 1, 2, ...
+        metadata : one mapping (or None) a photo; path, content_hash, label, latitude and longitude
+            have their columns, anything else must be what JSON can hold.
+        Returns self. Raises ValueError where there is no photo, dimensions differ or ids repeat.
+        """
+        self._check_parameters()
+        photos = [_check_features(f, "features") for f in features]
+        if not photos:
+            raise ValueError("features must hold at least one photo; got none")
+        image_ids = _check_ids(ids, len(photos), "ids") if ids is not None else range(len(photos))
+        records = tables.make_records(image_ids, photos, metadata)
+        dimension = _dimension_of(photos)
+        self._attach_store(IndexStore.in_memory())
+        self._store.catalog.set_value("dimension", dimension)
+        self._load_view()
+        self._append(pack(image_ids, photos, dimension), records)
+        return self
+
+    def add(
+        self,
+        features: Iterable[LocalFeatures],
+        *,
+        ids: Sequence[int] | NDArray[np.int64] | None = None,
+        metadata: Sequence[Mapping[str, Any] | None] | None = None,
+    ) -> NDArray[np.int64]:
+        """Add photos with the quantizer that fit learned; returns their ids (n,) int64.
+
+        features, metadata : as in fit. ids : None numbers on; given ones must be above every id
+        that was ever used, because ids are never used twice.
+        """
+        self._check_fitted()
+        photos = [_check_features(f, "features") for f in features]
+        next_id = self._next_id()
+        if ids is None:
+            image_ids = np.arange(next_id, next_id + len(photos), dtype=np.int64)
+        else:
+            image_ids = _check_ids(ids, len(photos), "ids")
+            if len(image_ids) and image_ids.min() < next_id:
+                raise ValueError(
+                    f"ids must be at least {next_id}, since ids are never used twice; got "
+                    f"{image_ids.min()}. Use update to replace the features of a photo"
+                )
+        records = tables.make_records(image_ids, photos, metadata)
+        if photos:
+            self._check_dimension(photos)
+            self._append(pack(image_ids, photos, self.dimension_), records)
+            self._merge_small()
+        return image_ids
+
+    def update(
+        self,
+        ids: Sequence[int] | NDArray[np.int64],
+        features: Iterable[LocalFeatures],
+        *,
+        metadata: Sequence[Mapping[str, Any] | None] | None = None,
+    ) -> None:
+        """Replace the features of photos, which keep their ids; metadata None keeps that as well.
+
+        Raises KeyError where an id is not in the index.
+        """
+        self._check_fitted()
+        photos = [_check_features(f, "features") for f in features]
+        image_ids = _check_ids(ids, len(photos), "ids")
+        old = [self.image(int(image_id)) for image_id in image_ids]
+        if metadata is None:
+            metadata = [tables.metadata_of(record) for record in old]
+        records = tables.make_records(image_ids, photos, metadata)
+        if photos:
+            self._check_dimension(photos)
+            self._forget(image_ids)
+            self._append(pack(image_ids, photos, self.dimension_), records)
+            self._merge_small()
+
+    def remove(self, ids: Iterable[int] | NDArray[np.int64]) -> None:
+        """Remove photos; their ids are never used again. KeyError where one is not in the index."""
+        self._check_fitted()
+        image_ids = np.unique(_as_ids(list(ids), "ids"))
+        for image_id in image_ids:
+            self.image(int(image_id))
+        self._forget(image_ids)
+        for image_id in image_ids:
+            self._store.catalog.delete("not_indexed", "image_id = ?", (int(image_id),))
+        self._merge_small()
+
+    def merge(self) -> DelfIndex:
+        """Rebuild all segments as one, without the photos that were removed; returns self."""
+        self._check_fitted()
+        if len(self._view.segments) > 1 or any(s.removed.any() for s in self._view.segments):
+            self._merge(list(self._view.segments))
+        return self
+
+    # -- searching ----------------------------------------------------------------------------
+
+    def query(
+        self,
+        features: LocalFeatures,
+        *,
+        k: int | None = None,
+        max_leaves: int | None = None,
+        max_candidates: int | None = None,
+        exclude_ids: Iterable[int] | None = None,
+    ) -> Matches:
+        """Find the putative matches of one query photo, grouped by database photo.
+
+        features : of the dimension in fit.
+        k : neighbours of each query feature. max_leaves : leaves visited for each (T in the paper).
+        max_candidates : photos kept, those with most votes; ties go to the lower id.
+        exclude_ids : photos that must not answer (a query that is itself indexed). Their features
+            take no place among the k: as many more are fetched as they took.
+        None means the constructor's value. Every pair of a query feature and a neighbour is kept,
+        also several in one photo; verification makes them one to one.
+        Raises ValueError where the index is empty, the dimension differs or a value is not finite.
+        Source: Sec. 5.2.
+        """
+        return self.query_many(
+            [features],
+            k=k,
+            max_leaves=max_leaves,
+            max_candidates=max_candidates,
+            exclude_ids=None if exclude_ids is None else [exclude_ids],
+        )[0]
+
+    def query_many(
+        self,
+        features: Sequence[LocalFeatures],
+        *,
+        k: int | None = None,
+        max_leaves: int | None = None,
+        max_candidates: int | None = None,
+        exclude_ids: Sequence[Iterable[int] | None] | None = None,
+    ) -> list[Matches]:
+        """Answer several query photos, some at a time; each answer is that of `query`.
+
+        exclude_ids : for each query photo the ids that must not answer, or None.
+        """
+        self._check_parameters()
+        self._check_fitted()
+        view = self._view
+        k = check_integer(self.k if k is None else k, "k", minimum=1)
+        leaves = self.max_leaves if max_leaves is None else max_leaves
+        leaves = check_integer(leaves, "max_leaves", minimum=1)
+        candidates = self.max_candidates if max_candidates is None else max_candidates
+        candidates = check_integer(candidates, "max_candidates", minimum=1)
+        if len(self) == 0:
+            raise ValueError("the index holds no photo; add some before querying it")
+        photos = [_check_features(f, "features") for f in features]
+        descriptors = [self._check_descriptors(f) for f in photos]
+        if exclude_ids is None:
+            exclude_ids = [None] * len(photos)
+        if len(exclude_ids) != len(photos):
+            raise ValueError(
+                f"exclude_ids must have one entry per query photo ({len(photos)}); "
+                f"got {len(exclude_ids)}"
+            )
+        excluded = [
+            np.unique(_as_ids([] if ids is None else list(ids), "exclude_ids"))
+            for ids in exclude_ids
+        ]
+        answers: list[Matches] = []
+        for start, stop in _batches([len(f) for f in photos]):
+            counts = [len(f) for f in photos[start:stop]]
+            starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+            if starts[-1] == 0:
+                answers += [Matches.empty()] * (stop - start)
+                continue
+            squared, rows = view.neighbors(
+                np.concatenate(descriptors[start:stop]), k, leaves, starts, excluded[start:stop]
+            )
+            for i, photo in enumerate(photos[start:stop]):
+                mine = slice(starts[i], starts[i + 1])
+                answers.append(
+                    view.group(
+                        photo, squared[mine], rows[mine], candidates, self.vote == "distance"
+                    )
+                )
+        return answers
+
+    # -- what it holds ------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Return the number of photos."""
+        return int(self._catalog_scalar("SELECT count(*) FROM images"))
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_store")
+
+    @property
+    def n_descriptors(self) -> int:
+        """Descriptors of all photos that are in the index."""
+        return int(self._catalog_scalar("SELECT coalesce(sum(n_features), 0) FROM images"))
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """The ids of all photos, rising, (n,) int64."""
+        self._check_fitted()
+        return np.fromiter((row[0] for row in self._store.catalog.iterate("images")), np.int64)
+
+    @property
+    def path(self) -> Path | None:
+        """The folder it was saved to or loaded from, None while it lives in RAM."""
+        self._check_fitted()
+        return self._store.path
+
+    def images(self) -> Iterator[ImageRecord]:
+        """Yield what is known of each photo, in the order of ids."""
+        self._check_fitted()
+        return map(ImageRecord.from_row, self._store.catalog.iterate("images"))
+
+    def image(self, image_id: int) -> ImageRecord:
+        """Return what is known of a photo; KeyError where it is not in the index."""
+        self._check_fitted()
+        rows = self._store.catalog.select("images", "id = ?", (int(image_id),))
+        if not rows:
+            raise KeyError(f"no photo with id {image_id} in the index")
+        return ImageRecord.from_row(rows[0])
+
+    def find(
+        self, *, path: str | None = None, content_hash: str | None = None
+    ) -> list[ImageRecord]:
+        """Return the photos with this path or this content hash, in the order of ids."""
+        self._check_fitted()
+        column, value = ("path", path) if path is not None else ("content_hash", content_hash)
+        rows = self._store.catalog.select("images", f"{column} = ?", (value,))
+        return [ImageRecord.from_row(row) for row in rows]
+
+    def features_of(self, image_id: int) -> LocalFeatures:
+        """Return the features of a photo, descriptors decoded from their 8-bit codes (float32)."""
+        record = self.image(image_id)
+        segment, at = self._locate(record.id)
+        rows = slice(int(segment.offsets[at]), int(segment.offsets[at + 1]))
+        descriptors = np.zeros((0, self.dimension_), np.float32)
+        if segment.tree is not None:
+            descriptors = segment.tree.quantizer_.decode(segment.tree.codes()[rows])
+        return LocalFeatures(
+            keypoints_xy=segment.keypoints_xy[rows],
+            descriptors=descriptors,
+            scores=segment.scores[rows],
+            scales=segment.scales[rows],
+            image_size=(record.width, record.height),
+        )
+
+    def memory_usage(self) -> dict[str, float]:
+        """Return bytes by part: codes_and_tree, keypoints, scores_and_scales, photos, total.
+
+        mapped : how much of the total is memory-mapped from disk and needs RAM only while used.
+        tree_bytes_per_descriptor, bytes_per_descriptor : without and with what verification reads.
+        """
+        self._check_fitted()
+        parts = {"codes_and_tree": 0.0, "keypoints": 0.0, "scores_and_scales": 0.0}
+        photos = float(self._view.nbytes)
+        mapped = 0.0
+        for segment in self._view.segments:
+            tree = 0 if segment.tree is None else _bytes(segment.tree.arrays().values())
+            parts["codes_and_tree"] += tree
+            parts["keypoints"] += segment.keypoints_xy.nbytes
+            parts["scores_and_scales"] += segment.scores.nbytes + segment.scales.nbytes
+            photos += segment.image_ids.nbytes + segment.offsets.nbytes
+            if self._store.path is not None:
+                mapped += _bytes(segment.arrays().values())
+        parts["photos"] = photos
+        n_rows = max(1, sum(segment.n_rows for segment in self._view.segments))
+        total = sum(parts.values())
+        return {
+            **parts,
+            "total": total,
+            "mapped": mapped,
+            "tree_bytes_per_descriptor": parts["codes_and_tree"] / n_rows,
+            "bytes_per_descriptor": total / n_rows,
+        }
+
+    # -- on disk ------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str] | None = None) -> DelfIndex:
+        """Write the index to a folder, or commit its changes to the folder it lives in.
+
+        path : a folder that is absent or empty: everything is written there, at once or not at
+            all, and the index lives there from now on. None, or where it lives already: only what
+            is new is written, then made visible in one transaction; a crash at any moment leaves
+            the last state that was saved.
+        Raises PermissionError where it cannot be written, FileExistsError where something is there.
+        """
+        self._check_fitted()
+        target = None if path is None else Path(path)
+        if target is None and self._store.path is None:
+            raise ValueError("path must be given: this index lives in RAM and has no folder yet")
+        self._store_parameters()
+        if target is None or (
+            self._store.path is not None and _same_folder(target, self._store.path)
+        ):
+            self._store.commit()
+        else:
+            self._store.copy_to(target)
+        self._load_view()
+        return self
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        n_jobs: int | None = None,
+        verify: bool = False,
+    ) -> DelfIndex:
+        """Open an index by memory map; a read-only folder will do.
+
+        n_jobs : as in the constructor. verify : also compare every byte with its checksum.
+        Raises IndexFormatError where the folder is no index, is damaged, is still under
+        construction, or is of a newer format version.
+        """
+        store = IndexStore.open(Path(path))
+        if store.state == BUILDING:
+            n_photos = store.catalog.scalar("SELECT count(*) FROM images")
+            raise IndexFormatError(
+                f"{path} is an index under construction ({n_photos} photos so far); resume it by "
+                "running the same fit (or the same command) again"
+            )
+        return cls._from_store(store, n_jobs=n_jobs, verify=verify)
+
+    @classmethod
+    def _from_store(cls, store: IndexStore, *, n_jobs: int | None, verify: bool) -> DelfIndex:
+        if verify and (found := store.problems()):
+            raise IndexFormatError(f"{store.path} is damaged: " + "; ".join(found))
+        parameters = store.catalog.value("index", {})
+        try:
+            index = cls(**parameters, n_jobs=n_jobs)
+            index._check_parameters()
+            index._attach_store(store)
+            index._load_view()
+        except TypeError as error:
+            raise IndexFormatError(f"{store.path} is damaged: {error}") from error
+        return index
+
+    def check(self) -> list[str]:
+        """Compare every byte on disk with its checksum; returns what is damaged, [] if nothing."""
+        self._check_fitted()
+        return self._store.problems()
+
+    def attach(
+        self, title: str, parameters: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+    ) -> None:
+        """Keep parameters (JSON) and arrays with the index, replacing what had the same title.
+
+        ImageSearch keeps the extractor's frozen state so.
+        """
+        self._check_fitted()
+        tables.attach(self._store, title, parameters, arrays)
+
+    def attachment(self, title: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
+        """Return what was attached under a title, or None."""
+        self._check_fitted()
+        return tables.attachment(self._store, title)
+
+    def set_not_indexed(self, entries: Iterable[NotIndexed]) -> None:
+        """Note photos that were refused or are duplicates; a path that is indexed later is struck."""
+        self._check_fitted()
+        tables.note_not_indexed(self._store, entries)
+
+    def not_indexed(self) -> list[NotIndexed]:
+        """Return the photos noted so, in the order of their paths."""
+        self._check_fitted()
+        return [NotIndexed(*row) for row in self._store.catalog.select("not_indexed")]
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _check_parameters(self) -> None:
+        method = check_choice(self.method, "method", ("kdtree", "ivf", "auto"))
+        if method == "ivf":
+            raise ValueError(
+                'method="ivf" (50-bit codes for a billion descriptors) is not available in this '
+                'release; use "kdtree" or "auto"'
+            )
+        for name in ("k", "max_leaves", "leaf_size", "max_candidates", "quantizer_sample"):
+            check_integer(getattr(self, name), name, minimum=1)
+        check_choice(self.vote, "vote", ("count", "distance"))
+        check_real(self.merge_factor, "merge_factor", minimum=0.0)
+        check_n_jobs(self.n_jobs)
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "_store"):
+            raise NotFittedError("this DelfIndex holds nothing yet; call fit or load first")
+
+    def _check_descriptors(self, features: LocalFeatures) -> NDArray[np.float32]:
+        if len(features) == 0:
+            return np.zeros((0, self.dimension_), np.float32)
+        return check_matrix(features.descriptors, "descriptors", n_columns=self.dimension_)
+
+    def _check_dimension(self, photos: Sequence[LocalFeatures]) -> None:
+        filled = [photo for photo in photos if len(photo)]
+        if filled and self.n_descriptors == 0 and not any(s.n_rows for s in self._view.segments):
+            self._store.catalog.set_value("dimension", _dimension_of(filled))
+        for photo in filled:
+            self._check_descriptors(photo)
+
+    @property
+    def dimension_(self) -> int:
+        """Columns of the descriptors."""
+        self._check_fitted()
+        return int(self._store.catalog.value("dimension"))
+
+    def _options(self) -> TreeOptions:
+        return TreeOptions(
+            self.leaf_size, self.clip_quantile, self.quantizer_sample, self.n_jobs
+        )
+
+    def _catalog_scalar(self, sql: str) -> Any:
+        self._check_fitted()
+        return self._store.catalog.scalar(sql)
+
+    def _next_id(self) -> int:
+        return int(self._store.catalog.value("next_id", 0))
+
+    def _attach_store(self, store: IndexStore) -> None:
+        self._store = store
+
+    def _store_parameters(self) -> None:
+        parameters = {
+            name: value for name, value in self.get_params().items() if name not in _NOT_STORED
+        }
+        if self._store.catalog.value("index") != parameters:
+            self._store.catalog.set_value("index", parameters)
+
+    def _load_view(self) -> None:
+        """Map the segments that the catalog names, with its deletions applied."""
+        segments = []
+        for folder in self._store.folders("segment"):
+            segment = Segment.from_arrays(self._store.arrays(folder), folder, self._options())
+            removed = self._store.catalog.select("deletions", "folder = ?", (folder,))
+            if removed:
+                segment.remove(np.array([image_id for _, image_id in removed], np.int64))
+            segments.append(segment)
+        self._view = View.of(segments)
+
+    def _append(
+        self, chunk: Mapping[str, NDArray[Any]], records: Sequence[ImageRecord]
+    ) -> None:
+        """Make a segment of packed features and show it."""
+        quantizer = next(
+            (s.tree.quantizer_ for s in self._view.segments if s.tree is not None), None
+        )
+        segment = build_segment([chunk], self._options(), quantizer)
+        folder = self._store.add_folder("segment", segment.arrays())
+        segment.folder = folder
+        tables.insert_records(self._store, records)
+        self._view = View.of([*self._view.segments, segment])
+
+    def _locate(self, image_id: int) -> tuple[Segment, int]:
+        for segment in self._view.segments:
+            at = segment.position(image_id)
+            if at is not None:
+                return segment, at
+        raise IndexFormatError(f"the index is damaged: no segment holds photo {image_id}")
+
+    def _forget(self, image_ids: NDArray[np.int64]) -> None:
+        """Delete photos from the image table and their features from the segments."""
+        catalog = self._store.catalog
+        by_segment: dict[str, list[int]] = {}
+        for image_id in image_ids.tolist():
+            segment, _ = self._locate(image_id)
+            by_segment.setdefault(segment.folder, []).append(image_id)
+            catalog.delete("images", "id = ?", (image_id,))
+        for segment in self._view.segments:
+            if segment.folder in by_segment:
+                removed = by_segment[segment.folder]
+                segment.remove(np.array(removed, np.int64))
+                catalog.insert("deletions", [(segment.folder, image_id) for image_id in removed])
+
+    def _merge_small(self) -> None:
+        """Merge the smallest segments while their neighbours in size are not much larger."""
+        if self.merge_factor == 0:
+            return
+        by_size = sorted(self._view.segments, key=lambda s: (s.n_live_rows, s.folder))
+        group = by_size[:1]
+        size = max(1, group[0].n_live_rows) if group else 0
+        for segment in by_size[1:]:
+            if segment.n_live_rows > self.merge_factor * size:
+                break
+            group.append(segment)
+            size += segment.n_live_rows
+        mostly_dead = [s for s in by_size if s not in group and 2 * s.n_live_rows < s.n_rows]
+        for chosen in ([group] if len(group) > 1 else []) + [[s] for s in mostly_dead]:
+            self._merge(chosen)
+
+    def _merge(self, segments: Sequence[Segment]) -> None:
+        merged = merge_segments(segments, self._options())
+        folder = self._store.add_folder("segment", merged.arrays())
+        merged.folder = folder
+        for segment in segments:
+            self._store.drop_folder(segment.folder)
+        kept = [s for s in self._view.segments if s not in segments]
+        self._view = View.of([*kept, merged])
+
+
+def _check_features(features: Any, name: str) -> LocalFeatures:
+    if not isinstance(features, LocalFeatures):
+        raise TypeError(f"{name} must be LocalFeatures; got {type(features).__name__}")
+    return features
+
+
+def _as_ids(ids: Any, name: str, n: int | None = None) -> NDArray[np.int64]:
+    values = np.asarray(ids)
+    # An empty list is float64 to NumPy.
+    values = values if values.size else np.zeros(0, np.int64)
+    return np.asarray(check_vector(values, name, np.int64, n=n))
+
+
+def _check_ids(ids: Any, n: int, name: str) -> NDArray[np.int64]:
+    image_ids = _as_ids(ids, name, n)
+    if len(image_ids) and image_ids.min() < 0:
+        raise ValueError(f"{name} must be at least 0; got {image_ids.min()}")
+    if len(np.unique(image_ids)) != len(image_ids):
+        raise ValueError(f"{name} must be distinct; some repeat")
+    return image_ids
+
+
+def _dimension_of(photos: Sequence[LocalFeatures]) -> int:
+    """Return the dimension that all photos with features share."""
+    filled = [photo for photo in photos if len(photo)]
+    dimension = (filled or list(photos))[0].dimension
+    for photo in filled:
+        if photo.dimension != dimension:
+            raise ValueError(
+                f"descriptors must have {dimension} columns (as in the first photo); "
+                f"got {photo.dimension}"
+            )
+    return dimension
+
+
+def _batches(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Split photos into runs of about _BATCH descriptors, at least one photo each."""
+    start, total = 0, 0
+    for i, count in enumerate(counts):
+        if i > start and total + count > _BATCH:
+            yield start, i
+            start, total = i, 0
+        total += count
+    if start < len(counts):
+        yield start, len(counts)
+
+
+def _bytes(arrays: Iterable[NDArray[Any]]) -> int:
+    return sum(array.nbytes for array in arrays)
+
+
+def _same_folder(a: Path, b: Path) -> bool:
+    return a.exists() and b.exists() and a.samefile(b)

@@ -1,0 +1,93 @@
+"""What DelfIndex and its builder read and write in the catalog: records, attachments, notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from numpy.typing import NDArray
+
+from delfsearch.features import LocalFeatures
+from delfsearch.storage.records import ImageRecord, NotIndexed, split_metadata
+from delfsearch.storage.store import IndexStore
+
+
+def make_records(
+    image_ids: Iterable[int],
+    photos: Sequence[LocalFeatures],
+    metadata: Sequence[Mapping[str, Any] | None] | None,
+) -> list[ImageRecord]:
+    """Combine ids, features and metadata, one of each a photo, into rows of the image table."""
+    if metadata is None:
+        metadata = [None] * len(photos)
+    if len(metadata) != len(photos):
+        raise ValueError(
+            f"metadata must have one entry per photo ({len(photos)}); got {len(metadata)}"
+        )
+    return [
+        ImageRecord(
+            id=int(image_id),
+            width=photo.image_size[0],
+            height=photo.image_size[1],
+            n_features=len(photo),
+            **split_metadata(entry),
+        )
+        for image_id, photo, entry in zip(image_ids, photos, metadata)
+    ]
+
+
+def metadata_of(record: ImageRecord) -> dict[str, Any]:
+    """Return the metadata that makes this record again."""
+    return {
+        "path": record.path,
+        "content_hash": record.content_hash,
+        "label": record.label,
+        "latitude": record.latitude,
+        "longitude": record.longitude,
+        **record.metadata,
+    }
+
+
+def insert_records(store: IndexStore, records: Sequence[ImageRecord]) -> None:
+    """Add rows to the image table, move the next id past them, strike notes about their paths."""
+    catalog = store.catalog
+    catalog.insert("images", [record.to_row() for record in records])
+    next_id = max([catalog.value("next_id", 0), *(record.id + 1 for record in records)])
+    catalog.set_value("next_id", next_id)
+    if catalog.scalar("SELECT count(*) FROM not_indexed"):
+        for record in records:
+            catalog.delete("not_indexed", "path = ?", (record.path,))
+
+
+def update_record(store: IndexStore, record: ImageRecord, **changes: Any) -> None:
+    """Replace the row of a photo by one with these fields changed."""
+    store.catalog.delete("images", "id = ?", (record.id,))
+    store.catalog.insert("images", [replace(record, **changes).to_row()])
+
+
+def attach(
+    store: IndexStore, title: str, parameters: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+) -> None:
+    """Keep parameters and arrays under a title, replacing what had it."""
+    for name, *_ in store.catalog.select("folders", "kind = 'attachment' AND title = ?", (title,)):
+        store.drop_folder(name)
+    store.add_folder("attachment", arrays, parameters=parameters, title=title)
+
+
+def attachment(
+    store: IndexStore, title: str
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
+    """Return the parameters and arrays under a title, or None."""
+    rows = store.catalog.select("folders", "kind = 'attachment' AND title = ?", (title,))
+    if not rows:
+        return None
+    folder = rows[0][0]
+    return store.parameters(folder), dict(store.arrays(folder))
+
+
+def note_not_indexed(store: IndexStore, entries: Iterable[NotIndexed]) -> None:
+    """Note photos that were refused or are duplicates, each path once."""
+    for entry in entries:
+        store.catalog.delete("not_indexed", "path = ?", (entry.path,))
+        store.catalog.insert("not_indexed", [(entry.path, entry.reason, entry.duplicate_of)])

@@ -185,7 +185,9 @@ def build_segment(
     if offsets[-1] > 0:
         if quantizer is None:
             quantizer = _learn_quantizer(chunks, int(offsets[-1]), options)
-        codes = np.concatenate([_quantize(chunk["descriptors"], quantizer) for chunk in chunks])
+        codes = np.concatenate(
+            [quantizer.quantize(c["descriptors"]) for c in chunks if len(c["descriptors"])]
+        )
         tree = _tree_of(codes, quantizer, options)
     return Segment(
         image_ids=image_ids,
@@ -236,18 +238,14 @@ def _tree_of(codes: NDArray[np.uint8], quantizer: Any, options: TreeOptions) -> 
     return QuantizedKDTree.from_codes(codes, quantizer, **options.new().get_params())
 
 
-def _quantize(descriptors: NDArray[np.float32], quantizer: Any) -> NDArray[np.uint8]:
-    codes: NDArray[np.uint8] = quantizer.quantize(descriptors)
-    return codes
-
-
 def _learn_quantizer(
     chunks: Sequence[Mapping[str, NDArray[Any]]], n_rows: int, options: TreeOptions
 ) -> Any:
     step = -(-n_rows // options.quantizer_sample)
     parts, start = [], 0
     for chunk in chunks:
-        parts.append(chunk["descriptors"][(-start) % step :: step])
+        if len(chunk["descriptors"]):
+            parts.append(chunk["descriptors"][(-start) % step :: step])
         start += len(chunk["descriptors"])
     return options.new().fit(np.ascontiguousarray(np.concatenate(parts))).quantizer_
 

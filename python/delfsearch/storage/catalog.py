@@ -38,7 +38,7 @@ TABLES: dict[str, tuple[str, ...]] = {
         "longitude",
         "metadata",
     ),
-    "folders": ("name", "kind", "title", "parameters"),
+    "folders": ("name", "kind"),
     "arrays": ("folder", "name", "dtype", "shape", "n_bytes", "blake2b"),
     "deletions": ("folder", "image_id"),
     "not_indexed": ("path", "reason", "image_id"),
@@ -58,8 +58,7 @@ CREATE TABLE images (id INTEGER PRIMARY KEY, path TEXT, content_hash TEXT,
     latitude REAL, longitude REAL, metadata TEXT NOT NULL);
 CREATE INDEX images_path ON images (path);
 CREATE INDEX images_content_hash ON images (content_hash);
-CREATE TABLE folders (name TEXT PRIMARY KEY, kind TEXT NOT NULL, title TEXT NOT NULL,
-    parameters TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE folders (name TEXT PRIMARY KEY, kind TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE arrays (folder TEXT, name TEXT, dtype TEXT NOT NULL, shape TEXT NOT NULL,
     n_bytes INTEGER NOT NULL, blake2b TEXT NOT NULL, PRIMARY KEY (folder, name)) WITHOUT ROWID;
 CREATE TABLE deletions (folder TEXT, image_id INTEGER, PRIMARY KEY (folder, image_id)) WITHOUT ROWID;

@@ -93,17 +93,23 @@ class IndexStore:
         """Close the catalog; what is uncommitted is forgotten."""
         self.catalog.close()
 
+    def discard(self) -> None:
+        """Delete an index under construction and leave its folder empty."""
+        self.catalog.close()
+        if self.path is None:
+            return
+        for entry in self.path.iterdir():
+            if _FOLDER.fullmatch(entry.name):
+                shutil.rmtree(entry)
+        # The catalog last: without it the rest would be taken for somebody else's files.
+        (self.path / FILE_NAME).unlink()
+
     # -- folders of arrays --------------------------------------------------------------------
 
     def folders(self, kind: str) -> list[str]:
         """Return the names of the array folders of a kind, oldest first."""
         rows = self.catalog.select("folders", "kind = ?", (kind,))
         return sorted((row[0] for row in rows), key=lambda name: int(name.split("-")[1]))
-
-    def parameters(self, folder: str) -> dict[str, Any]:
-        """Return the parameters that were stored with a folder of arrays."""
-        text = self.catalog.scalar("SELECT parameters FROM folders WHERE name = ?", (folder,))
-        return dict(json.loads(text))
 
     def arrays(self, folder: str) -> Arrays:
         """Return the arrays of a folder by name, memory-mapped and read-only once on disk."""
@@ -120,14 +126,7 @@ class IndexStore:
             }
         return self._loaded[folder]
 
-    def add_folder(
-        self,
-        kind: str,
-        arrays: Mapping[str, NDArray[Any]],
-        *,
-        parameters: Mapping[str, Any] | None = None,
-        title: str = "",
-    ) -> str:
+    def add_folder(self, kind: str, arrays: Mapping[str, NDArray[Any]]) -> str:
         """Take arrays into the open transaction; returns the name of their folder."""
         for name in arrays:
             if not _NAME.fullmatch(name):
@@ -135,7 +134,7 @@ class IndexStore:
         number = self.catalog.value(f"next_{kind}", 1)
         self.catalog.set_value(f"next_{kind}", number + 1)
         folder = f"{kind}-{number:06d}"
-        self.catalog.insert("folders", [(folder, kind, title, to_json(dict(parameters or {})))])
+        self.catalog.insert("folders", [(folder, kind)])
         self._loaded[folder] = {name: np.asarray(array) for name, array in arrays.items()}
         self._pending.add(folder)
         return folder
@@ -278,8 +277,8 @@ class IndexStore:
     def _delete_orphans(self) -> None:
         """Delete array folders that no commit names: what a crash left, or a failed commit."""
         assert self.path is not None
-        committed = {row[0] for row in self.catalog.select("arrays")}
-        keep = (committed | self._dropped) - self._pending
+        named = {row[0] for row in self.catalog.select("folders")}
+        keep = (named - self._pending) | self._dropped
         for entry in self.path.iterdir():
             if _FOLDER.fullmatch(entry.name) and entry.name not in keep:
                 shutil.rmtree(entry, ignore_errors=True)

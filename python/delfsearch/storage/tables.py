@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from delfsearch.features import LocalFeatures
+from delfsearch.storage.catalog import to_json
 from delfsearch.storage.records import ImageRecord, NotIndexed, split_metadata
 from delfsearch.storage.store import IndexStore
 
@@ -70,20 +72,30 @@ def attach(
     store: IndexStore, title: str, parameters: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
 ) -> None:
     """Keep parameters and arrays under a title, replacing what had it."""
-    for name, *_ in store.catalog.select("folders", "kind = 'attachment' AND title = ?", (title,)):
-        store.drop_folder(name)
-    store.add_folder("attachment", arrays, parameters=parameters, title=title)
+    key = f"attachment {title}"
+    old = store.catalog.value(key)
+    if old is not None and to_json(old["parameters"]) == to_json(dict(parameters)):
+        kept = {} if old["folder"] is None else store.arrays(old["folder"])
+        if kept.keys() == arrays.keys() and all(
+            kept[name].dtype == array.dtype and np.array_equal(kept[name], array)
+            for name, array in arrays.items()
+        ):
+            return
+    if old is not None and old["folder"] is not None:
+        store.drop_folder(old["folder"])
+    folder = store.add_folder("attachment", arrays) if arrays else None
+    store.catalog.set_value(key, {"parameters": dict(parameters), "folder": folder})
 
 
 def attachment(
     store: IndexStore, title: str
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
     """Return the parameters and arrays under a title, or None."""
-    rows = store.catalog.select("folders", "kind = 'attachment' AND title = ?", (title,))
-    if not rows:
+    entry = store.catalog.value(f"attachment {title}")
+    if entry is None:
         return None
-    folder = rows[0][0]
-    return store.parameters(folder), dict(store.arrays(folder))
+    arrays = {} if entry["folder"] is None else dict(store.arrays(entry["folder"]))
+    return dict(entry["parameters"]), arrays
 
 
 def note_not_indexed(store: IndexStore, entries: Iterable[NotIndexed]) -> None:

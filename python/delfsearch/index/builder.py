@@ -1,0 +1,237 @@
+"""Taking photos in one by one: into a new index (resumable on disk), or into an existing one."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from delfsearch.features import LocalFeatures
+from delfsearch.index.delf_index import DelfIndex
+from delfsearch.index.segment import build_segment, check_layout, pack
+from delfsearch.storage import tables
+from delfsearch.storage.catalog import FILE_NAME
+from delfsearch.storage.records import ImageRecord, NotIndexed
+from delfsearch.storage.store import BUILDING, IndexStore
+
+# A commit costs milliseconds and the features of one photo often seconds: at most a minute is lost.
+_COMMIT_PHOTOS = 256
+_COMMIT_SECONDS = 60.0
+
+
+class _Intake(ABC):
+    """What IndexBuilder and IndexUpdater share: photos wait in RAM until the next commit."""
+
+    def __init__(self) -> None:
+        self._photos: list[LocalFeatures] = []
+        self._metadata: list[Mapping[str, Any]] = []
+        self._notes: list[NotIndexed] = []
+        self._duplicates: list[tuple[str, str, str]] = []
+        self._since = time.monotonic()
+
+    def add(self, features: LocalFeatures, metadata: Mapping[str, Any]) -> None:
+        """Take one photo in; metadata must hold its path and content_hash."""
+        self._photos.append(features)
+        self._metadata.append(metadata)
+
+    def note(self, entry: NotIndexed) -> None:
+        """Take note of a photo that is not indexed."""
+        self._notes.append(entry)
+
+    def note_duplicate(self, name: str, content_hash: str, first_name: str) -> None:
+        """Take note of a photo with the content of another, which came before it."""
+        self._duplicates.append((name, content_hash, first_name))
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to commit."""
+        waiting = len(self._photos) + len(self._notes) + len(self._duplicates)
+        return waiting >= _COMMIT_PHOTOS or (
+            waiting > 0 and time.monotonic() - self._since > _COMMIT_SECONDS
+        )
+
+    @abstractmethod
+    def with_content(self, content_hash: str) -> ImageRecord | None:
+        """Return the first committed photo with this content, or None."""
+
+    def _taken_photos(self) -> tuple[list[LocalFeatures], list[Mapping[str, Any]]]:
+        taken = (self._photos, self._metadata)
+        self._photos, self._metadata = [], []
+        self._since = time.monotonic()
+        return taken
+
+    def _taken_notes(self) -> list[NotIndexed]:
+        """Return the notes; to be called when the photos are in the catalog."""
+        notes = self._notes
+        for name, content_hash, first_name in self._duplicates:
+            first = self.with_content(content_hash)
+            if first is None:
+                reason = f"same content as {first_name}, which could not be indexed"
+            else:
+                reason = f"same content as {first_name}"
+            notes.append(NotIndexed(name, reason, None if first is None else first.id))
+        self._notes, self._duplicates = [], []
+        return notes
+
+
+class IndexBuilder(_Intake):
+    """Builds a new index from photos that come one by one, ids 0, 1, 2, ... in that order.
+
+    index : an unfitted DelfIndex; `finish` fits it. path : None builds in RAM. A folder is written
+    chunk by chunk (float32 descriptors, so four times the size of the finished index): a builder
+    that opens the folder of one that was interrupted goes on where it stopped, and the finished
+    index has the same bytes as if nothing had happened.
+    Raises FileExistsError where the folder holds a complete index or something else.
+    """
+
+    def __init__(self, index: DelfIndex, path: Path | None) -> None:
+        super().__init__()
+        index._check_parameters()
+        self._index = index
+        if path is None:
+            self._store = IndexStore.in_memory()
+        elif (path / FILE_NAME).exists():
+            self._store = IndexStore.open(path)
+            if self._store.state != BUILDING:
+                n_photos = self._store.catalog.scalar("SELECT count(*) FROM images")
+                raise FileExistsError(
+                    f"{path} already holds an index of {n_photos} photos; add to it, delete it, or "
+                    "give another folder"
+                )
+        else:
+            self._store = IndexStore.create(path)
+
+    @property
+    def known_names(self) -> set[str]:
+        """Names of the photos that earlier runs dealt with."""
+        catalog = self._store.catalog
+        names = {row[1] for row in catalog.iterate("images")}
+        return names | {row[0] for row in catalog.iterate("not_indexed")}
+
+    def with_content(self, content_hash: str) -> ImageRecord | None:
+        """Return the first committed photo with this content, or None."""
+        rows = self._store.catalog.select("images", "content_hash = ?", (content_hash,))
+        return ImageRecord.from_row(rows[0]) if rows else None
+
+    def attach(
+        self, title: str, parameters: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+    ) -> None:
+        """Keep parameters and arrays with the index, at once on disk."""
+        tables.attach(self._store, title, parameters, arrays)
+        self._store.commit()
+
+    def attachment(self, title: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
+        """Return what is attached under a title, or None."""
+        return tables.attachment(self._store, title)
+
+    def commit(self) -> None:
+        """Make what was taken in durable."""
+        photos, metadata = self._taken_photos()
+        if photos:
+            first = int(self._store.catalog.value("next_id", 0))
+            image_ids = range(first, first + len(photos))
+            dimension = self._dimension(photos)
+            tables.insert_records(
+                self._store, tables.make_records(image_ids, photos, metadata)
+            )
+            self._store.add_folder("chunk", pack(image_ids, photos, dimension))
+        tables.note_not_indexed(self._store, self._taken_notes())
+        self._store.commit()
+
+    def finish(self) -> DelfIndex:
+        """Build the tree over everything taken in; returns the index, fitted.
+
+        Raises ValueError where no photo was taken in, with the reasons; the folder is empty then.
+        """
+        self.commit()
+        store = self._store
+        folders = store.folders("chunk")
+        if not folders:
+            refused = store.catalog.select("not_indexed")
+            store.discard()
+            reasons = "".join(f"\n  {path}: {reason}" for path, reason, _ in refused[:3])
+            raise ValueError(
+                f"photos must hold at least one readable photo; none of {len(refused)} is:{reasons}"
+            )
+        chunks = [store.arrays(folder) for folder in folders]
+        for chunk, folder in zip(chunks, folders):
+            check_layout(chunk, folder)
+        if store.catalog.value("dimension") is None:
+            store.catalog.set_value("dimension", int(chunks[0]["descriptors"].shape[1]))
+        segment = build_segment(chunks, self._index._options())
+        for folder in folders:
+            store.drop_folder(folder)
+        store.add_folder("segment", segment.arrays())
+        self._index._attach_store(store)
+        self._index._store_parameters()
+        store.finish()
+        self._index._load_view()
+        return self._index
+
+    def close(self) -> None:
+        """Let go of the folder; what was not committed is forgotten."""
+        self._store.close()
+
+    def _dimension(self, photos: list[LocalFeatures]) -> int:
+        catalog = self._store.catalog
+        known = catalog.value("dimension")
+        filled = [photo for photo in photos if len(photo)]
+        if known is None and not filled:
+            return photos[0].dimension
+        dimension = int(known) if known is not None else filled[0].dimension
+        for photo in filled:
+            if photo.dimension != dimension:
+                raise ValueError(
+                    f"descriptors must have {dimension} columns (as in the first photo); "
+                    f"got {photo.dimension}"
+                )
+        if known is None:
+            catalog.set_value("dimension", dimension)
+        return dimension
+
+
+class IndexUpdater(_Intake):
+    """Takes photos into an existing index: new paths get new ids, changed photos keep theirs."""
+
+    def __init__(self, index: DelfIndex) -> None:
+        super().__init__()
+        self._index = index
+        self.ids: list[int] = []  # of the photos taken in so far, in their order
+
+    def with_content(self, content_hash: str) -> ImageRecord | None:
+        """Return the first indexed photo with this content, or None."""
+        found = self._index.find(content_hash=content_hash)
+        return found[0] if found else None
+
+    def commit(self) -> None:
+        """Take the waiting photos into the index, and save it where it lives in a folder."""
+        photos, metadata = self._taken_photos()
+        known = [self._index.find(path=str(entry["path"])) for entry in metadata]
+        ids = [found[0].id if found else -1 for found in known]
+        new = [i for i, image_id in enumerate(ids) if image_id < 0]
+        old = [i for i, image_id in enumerate(ids) if image_id >= 0]
+        if old:
+            self._index.update(
+                [ids[i] for i in old],
+                [photos[i] for i in old],
+                metadata=[_over(tables.metadata_of(known[i][0]), metadata[i]) for i in old],
+            )
+        if new:
+            added = self._index.add(
+                [photos[i] for i in new], metadata=[metadata[i] for i in new]
+            )
+            for i, image_id in zip(new, added.tolist()):
+                ids[i] = image_id
+        self._index.set_not_indexed(self._taken_notes())
+        if self._index.path is not None:
+            self._index.save()
+        self.ids += ids
+
+
+def _over(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the old entries, replaced where the new ones say something."""
+    return {**old, **{key: value for key, value in new.items() if value is not None}}

@@ -1,0 +1,602 @@
+"""ImageSearch: a folder of photos, searchable. Extractor, index and verifier from one object.
+
+    photos --extractor--> LocalFeatures --index--> Matches --verifier--> Hits
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, clone
+from sklearn.exceptions import NotFittedError
+
+from delfsearch._validation import check_choice, check_integer, check_real
+from delfsearch.errors import IndexFormatError, PhotoError
+from delfsearch.evaluation.folder import PhotoFolder
+from delfsearch.features import LocalFeatures
+from delfsearch.index.builder import IndexBuilder, IndexUpdater
+from delfsearch.index.delf_index import DelfIndex
+from delfsearch.matches import Hit
+from delfsearch.storage.arrays import hash_file
+from delfsearch.storage.photo_files import (
+    PathLike,
+    PhotoFile,
+    list_photos,
+    name_of,
+    printable,
+)
+from delfsearch.storage.records import ImageRecord, NotIndexed
+from delfsearch.verification.verifier import Verifier
+
+if TYPE_CHECKING:
+    from delfsearch.extraction.extractor import DelfExtractor
+
+Box = tuple[float, float, float, float]
+Labels = Mapping[Any, str] | Sequence[str | None] | None
+Progress = Callable[[int, int, float, str], None]
+
+# Parameters of an extractor that belong to the machine: they may differ when a run is resumed.
+_MACHINE = ("device", "n_jobs", "verbose", "batch_size")
+# Query photos whose features are held at a time by query_many.
+_QUERY_BATCH = 16
+
+
+class ImageSearch(BaseEstimator):  # type: ignore[misc]
+    """Finds the photos of a folder that show the same place, building or object as a photo.
+
+    extractor : DelfExtractor, or anything with its fit, transform, stream, get_state and
+        from_state; None means DelfExtractor(). An extractor that has no reduction yet learns it in
+        `fit`, from these photos; from then on it is frozen and kept with the index.
+    index : unfitted DelfIndex; None means DelfIndex().
+    verifier : Verifier; None means Verifier().
+    duplicates : what becomes of a photo file whose bytes are those of one that is indexed: "once"
+        notes it in duplicates_, "all" indexes it too.
+    Learned: index_, extractor_, verifier_; photo_root_, the folder that names are relative to.
+
+    Living in a folder (`fit` with index_path, `save`, `load`), `add` and `remove` are on disk when
+    they return.
+    """
+
+    def __init__(
+        self,
+        extractor: DelfExtractor | Any | None = None,
+        index: DelfIndex | None = None,
+        verifier: Verifier | None = None,
+        *,
+        duplicates: str = "once",
+    ) -> None:
+        self.extractor = extractor
+        self.index = index
+        self.verifier = verifier
+        self.duplicates = duplicates
+
+    # -- indexing -----------------------------------------------------------------------------
+
+    def fit(
+        self,
+        photos: PathLike | Iterable[PathLike],
+        labels: Labels = None,
+        *,
+        index_path: PathLike | None = None,
+        progress: Progress | None = None,
+    ) -> ImageSearch:
+        """Index all photos of a folder, or the listed ones.
+
+        photos : a folder, searched with its subfolders for files that Pillow can decode, or paths.
+            A folder in the library's own format (photos.csv and ground_truth.json) says itself what
+            to index, its database photos, and their labels, their scenes.
+        labels : path -> label (paths as given, or relative to the folder), or one for each path.
+        index_path : a new folder to build the index in, in bounded memory; work is committed every
+            256 photos or 60 seconds. A run that was interrupted, and is started again with the same
+            photos, goes on where it stopped and makes the same index, byte for byte. Photos that
+            it dealt with are not looked at again. None builds in RAM; see `save`.
+        progress : called as progress(done, total, seconds, path) after each photo; photos of an
+            interrupted run count as done from the start.
+        Returns self. Photos that cannot be read are listed in skipped_ and do not stop the rest.
+        Raises ValueError where there is no photo or none can be read, FileExistsError where
+        index_path holds something else, PermissionError where it cannot be written.
+        """
+        check_choice(self.duplicates, "duplicates", ("once", "all"))
+        root, items = _list(photos, labels)
+        index = DelfIndex() if self.index is None else clone(self.index)
+        builder = IndexBuilder(index, None if index_path is None else Path(index_path))
+        try:
+            extractor = self._freeze_extractor(builder, items)
+            known = builder.known_names
+            todo = [item for item in items if printable(item.name) not in known]
+            self._take_in(extractor, todo, builder, progress, total=len(items))
+            verifier = Verifier() if self.verifier is None else clone(self.verifier)
+            place = None if index_path is None else Path(index_path)
+            builder.attach("search", _settings(verifier, self.duplicates, root, place), {})
+            self.index_ = builder.finish()
+        except BaseException:
+            builder.close()
+            raise
+        self._extractor, self.verifier_, self.photo_root_ = extractor, verifier, root
+        return self
+
+    def add(
+        self,
+        photos: PathLike | Iterable[PathLike],
+        labels: Labels = None,
+        *,
+        progress: Progress | None = None,
+    ) -> list[int]:
+        """Index further photos with the frozen extractor; returns the ids of what is new or changed.
+
+        photos, labels, progress : as in fit. A photo whose path is indexed already is passed over
+        if its content is the same; if not, its features are replaced and it keeps its id.
+        """
+        self._check_fitted()
+        _, items = _list(photos, labels, self.photo_root_)
+        updater = IndexUpdater(self.index_)
+        changed = [item for item in items if not self._is_current(item)]
+        self._take_in(self.extractor_, changed, updater, progress, total=len(items))
+        return updater.ids
+
+    def remove(self, photos: Iterable[int | PathLike]) -> list[int]:
+        """Remove photos, given by id or path, all or none; returns their ids, never used again.
+
+        Raises KeyError that names the first one that is not in the index.
+        """
+        self._check_fitted()
+        ids = [self._id_of(photo) for photo in photos]
+        self.index_.remove(ids)
+        if self.index_.path is not None:
+            self.index_.save()
+        return ids
+
+    # -- searching ----------------------------------------------------------------------------
+
+    def query(
+        self,
+        photo: Any,
+        *,
+        box: Box | None = None,
+        top: int | None = 10,
+        min_inliers: int | None = None,
+        exclude_ids: Iterable[int] | None = None,
+    ) -> list[Hit]:
+        """Find the indexed photos that show what a photo shows; an empty list means no match.
+
+        photo : path, PIL image, array, or LocalFeatures of the indexed dimension.
+        box : (x0, y0, x1, y1) in pixels of the upright photo: only that part is asked for. Hits are
+            in pixels of the whole photo all the same.
+        top : at most this many hits, None for all. min_inliers : None means the verifier's.
+        exclude_ids : photos that must not answer.
+        Returns hits sorted by score with path and label. Raises PhotoError where the photo cannot
+        be read, ValueError where the index is empty or the box lies outside the photo.
+        Source: Sec. 5.2; Sec. 4.1 for the box (crop, then extract).
+        """
+        answer = self.query_many(
+            [photo],
+            boxes=[box],
+            top=top,
+            min_inliers=min_inliers,
+            exclude_ids=None if exclude_ids is None else [exclude_ids],
+        )[0]
+        return answer
+
+    def query_many(
+        self,
+        photos: Iterable[Any],
+        *,
+        boxes: Sequence[Box | None] | None = None,
+        top: int | None = 10,
+        min_inliers: int | None = None,
+        exclude_ids: Sequence[Iterable[int] | None] | None = None,
+    ) -> list[list[Hit]]:
+        """Answer several photos, some at a time; each answer is that of `query`.
+
+        boxes, exclude_ids : one entry for each photo, or None.
+        """
+        self._check_fitted()
+        photos = list(photos)
+        if top is not None:
+            check_integer(top, "top", minimum=1)
+        boxes = [None] * len(photos) if boxes is None else boxes
+        excluded = [None] * len(photos) if exclude_ids is None else exclude_ids
+        for name, values in (("boxes", boxes), ("exclude_ids", excluded)):
+            if len(values) != len(photos):
+                raise ValueError(
+                    f"{name} must have one entry per photo ({len(photos)}); got {len(values)}"
+                )
+        answers: list[list[Hit]] = []
+        for start in range(0, len(photos), _QUERY_BATCH):
+            part = slice(start, start + _QUERY_BATCH)
+            features = self._extract(photos[part], boxes[part])
+            matches = self.index_.query_many(features, exclude_ids=excluded[part])
+            for hits in self.verifier_.verify_many(matches, min_inliers=min_inliers):
+                answers.append([self._with_path(hit) for hit in hits[:top]])
+        return answers
+
+    # -- what it holds ------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Return the number of indexed photos."""
+        self._check_fitted()
+        return len(self.index_)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "index_")
+
+    @property
+    def extractor_(self) -> Any:
+        """The frozen extractor; after `load` it is made when first asked for."""
+        self._check_fitted()
+        if self._extractor is None:
+            self._extractor = self._stored_extractor(self.index_.attachment("extractor"))
+        return self._extractor
+
+    @property
+    def skipped_(self) -> list[tuple[str, str]]:
+        """The photos that could not be indexed, with the reason, sorted by path."""
+        self._check_fitted()
+        return [(e.path, e.reason) for e in self.index_.not_indexed() if e.duplicate_of is None]
+
+    @property
+    def duplicates_(self) -> list[tuple[str, str]]:
+        """The photos with the content of an indexed one, which is named second, sorted by path."""
+        self._check_fitted()
+        return [
+            (e.path, self.index_.image(e.duplicate_of).path or "")
+            for e in self.index_.not_indexed()
+            if e.duplicate_of is not None
+        ]
+
+    def path_of(self, photo: Hit | int) -> Path:
+        """Return where the file of a hit (or of an id) is; FileNotFoundError if it is gone.
+
+        Looked for in photo_root_ as it was, then where it would be if it moved with the index; set
+        photo_root_, or give it to load, where photos are elsewhere.
+        """
+        self._check_fitted()
+        name = self.index_.image(photo.id if isinstance(photo, Hit) else photo).path
+        if name is None:
+            raise FileNotFoundError(f"photo {photo} was indexed without a path")
+        roots = [self.photo_root_, self._moved_root()]
+        for file in [Path(name)] if os.path.isabs(name) else [r / name for r in roots if r]:
+            if file.exists():
+                return file
+        raise FileNotFoundError(
+            f"photo {name!r} is not in {self.photo_root_}; if the photos moved, give photo_root"
+        )
+
+    # -- on disk ------------------------------------------------------------------------------
+
+    def save(self, path: PathLike | None = None) -> ImageSearch:
+        """Write index and frozen extractor to a new folder, which this object lives in from now on.
+
+        path : None commits to the folder it lives in already. Errors as in DelfIndex.save.
+        """
+        self._check_fitted()
+        place = self.index_.path if path is None else Path(path)
+        settings = _settings(self.verifier_, self.duplicates, self.photo_root_, place)
+        self.index_.attach("search", settings, {})
+        self.index_.save(path)
+        return self
+
+    @classmethod
+    def load(
+        cls,
+        path: PathLike,
+        *,
+        extractor: Any | None = None,
+        photo_root: PathLike | None = None,
+        n_jobs: int | None = None,
+        verify: bool = False,
+    ) -> ImageSearch:
+        """Open an index; the network is loaded at the first photo only.
+
+        extractor : one of the class that made the index; None means DelfExtractor(). What was
+            frozen comes from the index, what belongs to the machine (device, n_jobs) from here.
+        photo_root : where the photos are, if not where they were.
+        n_jobs : threads of index and verifier. verify : also compare every byte with its checksum.
+        Raises IndexFormatError as DelfIndex.load does.
+        """
+        index = DelfIndex.load(path, n_jobs=n_jobs, verify=verify)
+        stored = index.attachment("search")
+        if stored is None or index.attachment("extractor") is None:
+            raise IndexFormatError(
+                f"{path} holds features without an extractor (DelfIndex saved it); open it with "
+                "DelfIndex.load"
+            )
+        settings = stored[0]
+        verifier = Verifier(**settings["verifier"], n_jobs=n_jobs)
+        search = cls(extractor, None, verifier, duplicates=settings["duplicates"])
+        search.index_ = index
+        search.verifier_ = verifier
+        root = settings["photo_root"] if photo_root is None else os.path.abspath(photo_root)
+        search.photo_root_ = None if root is None else Path(root)
+        search._extractor = None
+        return search
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "index_"):
+            raise NotFittedError("this ImageSearch holds nothing yet; call fit or load first")
+
+    def _given_extractor(self) -> Any:
+        if self.extractor is not None:
+            return self.extractor
+        from delfsearch.extraction.extractor import DelfExtractor  # imports torch
+
+        return DelfExtractor()
+
+    def _freeze_extractor(self, builder: IndexBuilder, items: Sequence[PhotoFile]) -> Any:
+        """Return the extractor of an interrupted run, or make one that is fitted and store it."""
+        given = self._given_extractor()
+        parameters = _plain_parameters(given)
+        stored = builder.attachment("extractor")
+        if stored is not None:
+            begun_with, _ = builder.attachment("extractor_parameters") or ({}, {})
+            for name, value in parameters.items():
+                if begun_with.get(name) != value:
+                    raise ValueError(
+                        f"this index was begun with an extractor of {name}="
+                        f"{begun_with.get(name)!r}; got {value!r}. Resume with that, or index "
+                        "into a new folder"
+                    )
+            return self._stored_extractor(stored)
+        try:
+            given.get_state()
+        except NotFittedError:
+            given = clone(given).fit([item.file for item in items])
+        builder.attach("extractor_parameters", parameters, {})
+        builder.attach("extractor", *given.get_state())
+        return given
+
+    def _stored_extractor(
+        self, stored: tuple[dict[str, Any], dict[str, NDArray[Any]]] | None
+    ) -> Any:
+        if stored is None:
+            raise IndexFormatError("the index holds no extractor")
+        given = self._given_extractor()
+        machine = {k: v for k, v in given.get_params(deep=False).items() if k in _MACHINE}
+        return type(given).from_state(*stored).set_params(**machine)
+
+    def _take_in(
+        self,
+        extractor: Any,
+        items: Sequence[PhotoFile],
+        intake: IndexBuilder | IndexUpdater,
+        progress: Progress | None,
+        *,
+        total: int,
+    ) -> None:
+        """Extract photos in order and hand them to the index under construction."""
+        started = time.monotonic()
+        done = total - len(items)
+        try:
+            for item, outcome in self._outcomes(extractor, items, intake):
+                name = printable(item.name)
+                if isinstance(outcome, _Duplicate):
+                    intake.note_duplicate(name, outcome.content_hash, outcome.first)
+                elif isinstance(outcome, _Extracted):
+                    intake.add(
+                        outcome.features,
+                        {
+                            "path": name,
+                            "label": item.label,
+                            "content_hash": outcome.content_hash,
+                        },
+                    )
+                else:
+                    intake.note(NotIndexed(name, outcome))
+                if intake.due:
+                    intake.commit()
+                done += 1
+                if progress is not None:
+                    progress(done, total, time.monotonic() - started, name)
+        except KeyboardInterrupt:
+            intake.commit()  # what is extracted is kept
+            raise
+        intake.commit()
+
+    def _outcomes(
+        self, extractor: Any, items: Sequence[PhotoFile], intake: IndexBuilder | IndexUpdater
+    ) -> Iterator[tuple[PhotoFile, _Extracted | _Duplicate | str]]:
+        """Yield, in order, what became of each photo: features, a duplicate, or why neither."""
+        # The extractor reads ahead; what it has been given and not yet returned waits here, with
+        # the duplicates and unreadable files between, which it never sees.
+        waiting: deque[tuple[PhotoFile, str, _Duplicate | str | None]] = deque()
+        first_with: dict[str, str] = {}
+
+        def admitted() -> Iterator[Path]:
+            for item in items:
+                content_hash, verdict = "", None
+                try:
+                    item.name.encode()
+                    content_hash = hash_file(item.file)
+                except UnicodeEncodeError:
+                    verdict = "its name is not valid Unicode; rename it"
+                except OSError as error:
+                    verdict = f"it cannot be read: {error.strerror or error}"
+                if verdict is None and self.duplicates == "once":
+                    verdict = self._duplicate(item, content_hash, first_with, intake)
+                waiting.append((item, content_hash, verdict))
+                if verdict is None:
+                    yield item.file
+
+        for _, result in extractor.stream(admitted()):
+            while waiting[0][2] is not None:
+                item, _, verdict = waiting.popleft()
+                yield item, verdict
+            item, content_hash, _ = waiting.popleft()
+            if isinstance(result, PhotoError):
+                yield item, str(result)
+            else:
+                yield item, _Extracted(result, content_hash)
+        for item, _, verdict in waiting:
+            if verdict is None:
+                raise RuntimeError(f"the extractor gave no answer for {item.name!r}")
+            yield item, verdict
+
+    def _duplicate(
+        self,
+        item: PhotoFile,
+        content_hash: str,
+        first_with: dict[str, str],
+        intake: IndexBuilder | IndexUpdater,
+    ) -> _Duplicate | None:
+        first = first_with.setdefault(content_hash, item.name)
+        if first != item.name:
+            return _Duplicate(content_hash, first)
+        known = intake.with_content(content_hash)
+        if known is None or known.path == item.name:
+            return None
+        return _Duplicate(content_hash, str(known.path))
+
+    def _is_current(self, item: PhotoFile) -> bool:
+        found = self.index_.find(path=printable(item.name))
+        if not found:
+            return False
+        try:
+            return found[0].content_hash == hash_file(item.file)
+        except OSError:
+            return False
+
+    def _id_of(self, photo: int | PathLike) -> int:
+        if isinstance(photo, (int, np.integer)):
+            return self.index_.image(int(photo)).id
+        for name in (os.fspath(photo), name_of(photo, self.photo_root_)):
+            if found := self.index_.find(path=name):
+                return found[0].id
+        raise KeyError(f"no photo {os.fspath(photo)!r} in the index")
+
+    def _extract(self, photos: Sequence[Any], boxes: Sequence[Box | None]) -> list[LocalFeatures]:
+        """Extract query photos, each from its box, with keypoints in pixels of the whole photo."""
+        given = [isinstance(photo, LocalFeatures) for photo in photos]
+        parts = [
+            _Part(photo, (0, 0), None) if box is None or ready else _crop(photo, box)
+            for photo, box, ready in zip(photos, boxes, given)
+        ]
+        wanted = [part.photo for part, ready in zip(parts, given) if not ready]
+        fresh = iter(self.extractor_.stream(wanted) if wanted else ())
+        features: list[LocalFeatures] = []
+        for part, box, ready in zip(parts, boxes, given):
+            if ready:
+                features.append(part.photo if box is None else _inside(part.photo, box))
+                continue
+            _, result = next(fresh)
+            if isinstance(result, PhotoError):
+                raise result
+            features.append(part.to_whole(result))
+        return features
+
+    def _with_path(self, hit: Hit) -> Hit:
+        record = self.index_.image(hit.id)
+        return dataclasses.replace(hit, path=record.path, label=record.label)
+
+    def _moved_root(self) -> Path | None:
+        settings, _ = self.index_.attachment("search") or ({}, {})
+        relative, place = settings.get("photo_root_relative"), self.index_.path
+        if relative is None or place is None:
+            return None
+        return Path(os.path.normpath(place.absolute() / relative))
+
+
+class _Extracted(NamedTuple):
+    features: LocalFeatures
+    content_hash: str
+
+
+class _Duplicate(NamedTuple):
+    content_hash: str
+    first: str
+
+
+class _Part(NamedTuple):
+    """A photo, or the part of one that begins at origin; size is that of the whole."""
+
+    photo: Any
+    origin: tuple[int, int]
+    size: tuple[int, int] | None
+
+    def to_whole(self, features: LocalFeatures) -> LocalFeatures:
+        if self.size is None:
+            return features
+        return dataclasses.replace(
+            features,
+            keypoints_xy=features.keypoints_xy + np.array(self.origin, np.float32),
+            image_size=self.size,
+        )
+
+
+def _crop(photo: Any, box: Box) -> _Part:
+    from delfsearch.extraction.photos import open_photo
+
+    image = open_photo(photo).image
+    x0, y0, x1, y1 = _check_box(box)
+    left, top = max(0, math.floor(x0)), max(0, math.floor(y0))
+    right, bottom = min(image.width, math.ceil(x1)), min(image.height, math.ceil(y1))
+    if left >= right or top >= bottom:
+        raise ValueError(
+            f"box must lie in the photo of {image.width} x {image.height} pixels; got {box}"
+        )
+    return _Part(image.crop((left, top, right, bottom)), (left, top), image.size)
+
+
+def _inside(features: LocalFeatures, box: Box) -> LocalFeatures:
+    x0, y0, x1, y1 = _check_box(box)
+    x, y = features.keypoints_xy.T
+    return features[(x >= x0) & (x < x1) & (y >= y0) & (y < y1)]
+
+
+def _check_box(box: Any) -> Box:
+    try:
+        x0, y0, x1, y1 = (check_real(value, "box") for value in box)
+    except (TypeError, ValueError):
+        raise ValueError(f"box must be four finite numbers (x0, y0, x1, y1); got {box!r}") from None
+    if not (x0 < x1 and y0 < y1):
+        raise ValueError(f"box must have x0 < x1 and y0 < y1; got {box!r}")
+    return x0, y0, x1, y1
+
+
+def _list(
+    photos: PathLike | Iterable[PathLike], labels: Labels, root: Path | None = None
+) -> tuple[Path | None, list[PhotoFile]]:
+    """List photo files; a folder in the library's own format says itself which, and their labels."""
+    if isinstance(photos, (str, os.PathLike)) and PhotoFolder.is_one(photos):
+        folder = PhotoFolder.read(photos, check_files=False)
+        root = Path(os.path.abspath(photos)) if root is None else root
+        photos = [folder.root / path for path in folder.database]
+        if labels is None and folder.labels:
+            labels = {os.fspath(folder.root / path): name for path, name in folder.labels.items()}
+    return list_photos(photos, labels, root)
+
+
+def _settings(
+    verifier: Verifier, duplicates: str, root: Path | None, place: Path | None
+) -> dict[str, Any]:
+    """Return what an index keeps for ImageSearch, besides the extractor."""
+    relative = None
+    if place is not None and root is not None:
+        try:
+            relative = Path(os.path.relpath(root, place)).as_posix()
+        except ValueError:  # on another drive
+            relative = None
+    return {
+        "photo_root": None if root is None else str(root),
+        "photo_root_relative": relative,
+        "verifier": {k: v for k, v in verifier.get_params().items() if k not in _MACHINE},
+        "duplicates": duplicates,
+    }
+
+
+def _plain_parameters(extractor: Any) -> dict[str, Any]:
+    """Return an extractor's parameters as JSON gives them back, those of the machine left out."""
+    parameters = {k: v for k, v in extractor.get_params(deep=False).items() if k not in _MACHINE}
+    plain: dict[str, Any] = json.loads(json.dumps(parameters, default=str))
+    return plain

@@ -1,6 +1,6 @@
 """ImageSearch: a folder of photos, searchable. Extractor, index and verifier from one object.
 
-    photos --extractor--> LocalFeatures --index--> Matches --verifier--> Hits
+photos --extractor--> LocalFeatures --index--> Matches --verifier--> Hits
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from delfsearch.storage.photo_files import (
     name_of,
     printable,
 )
-from delfsearch.storage.records import ImageRecord, NotIndexed
+from delfsearch.storage.records import NotIndexed
 from delfsearch.verification.verifier import Verifier
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
         *,
         progress: Progress | None = None,
     ) -> list[int]:
-        """Index further photos with the frozen extractor; returns the ids of what is new or changed.
+        """Index further photos with the frozen extractor; returns the ids of the new and changed.
 
         photos, labels, progress : as in fit. A photo whose path is indexed already is passed over
         if its content is the same; if not, its features are replaced and it keeps its id.
@@ -406,16 +406,17 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
 
     def _outcomes(
         self, extractor: Any, items: Sequence[PhotoFile], intake: IndexBuilder | IndexUpdater
-    ) -> Iterator[tuple[PhotoFile, _Extracted | _Duplicate | str]]:
+    ) -> Iterator[tuple[PhotoFile, _Outcome]]:
         """Yield, in order, what became of each photo: features, a duplicate, or why neither."""
         # The extractor reads ahead; what it has been given and not yet returned waits here, with
         # the duplicates and unreadable files between, which it never sees.
-        waiting: deque[tuple[PhotoFile, str, _Duplicate | str | None]] = deque()
+        waiting: deque[tuple[PhotoFile, str, _Outcome | None]] = deque()
         first_with: dict[str, str] = {}
 
         def admitted() -> Iterator[Path]:
             for item in items:
-                content_hash, verdict = "", None
+                content_hash = ""
+                verdict: _Outcome | None = None
                 try:
                     item.name.encode()
                     content_hash = hash_file(item.file)
@@ -430,10 +431,10 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
                     yield item.file
 
         for _, result in extractor.stream(admitted()):
-            while waiting[0][2] is not None:
-                item, _, verdict = waiting.popleft()
+            item, content_hash, verdict = waiting.popleft()
+            while verdict is not None:
                 yield item, verdict
-            item, content_hash, _ = waiting.popleft()
+                item, content_hash, verdict = waiting.popleft()
             if isinstance(result, PhotoError):
                 yield item, str(result)
             else:
@@ -517,6 +518,10 @@ class _Duplicate(NamedTuple):
     first: str
 
 
+# The text says why there are no features.
+_Outcome = _Extracted | _Duplicate | str
+
+
 class _Part(NamedTuple):
     """A photo, or the part of one that begins at origin; size is that of the whole."""
 
@@ -567,7 +572,7 @@ def _check_box(box: Any) -> Box:
 def _list(
     photos: PathLike | Iterable[PathLike], labels: Labels, root: Path | None = None
 ) -> tuple[Path | None, list[PhotoFile]]:
-    """List photo files; a folder in the library's own format says itself which, and their labels."""
+    """List photo files; a folder in the library's own format says itself which."""
     if isinstance(photos, (str, os.PathLike)) and PhotoFolder.is_one(photos):
         folder = PhotoFolder.read(photos, check_files=False)
         root = Path(os.path.abspath(photos)) if root is None else root

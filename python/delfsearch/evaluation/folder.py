@@ -23,7 +23,7 @@ TRUTH_NAME = "ground_truth.json"
 
 @dataclass(frozen=True)
 class QueryTruth:
-    """What is known of one query: positives are right answers, junk is ignored wherever it ranks."""
+    """What is known of one query: positives are right answers, junk is ignored at any rank."""
 
     scene: str
     kind: str

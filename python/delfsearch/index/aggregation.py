@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,8 +109,8 @@ class View:
         squared, ids = segment.tree.query(descriptors, k=k + extra, max_leaves=max_leaves)
         if extra:
             kept = [
-                _without(segment, descriptors[a:b], ids[a:b], squared[a:b], k, max_leaves, *ranges[i])
-                for i, (a, b) in enumerate(zip(photo_starts[:-1], photo_starts[1:]))
+                _without(segment, descriptors[a:b], ids[a:b], squared[a:b], k, max_leaves, *rows)
+                for (a, b), rows in zip(pairwise(photo_starts.tolist()), ranges)
             ]
             squared = np.concatenate([part[0] for part in kept])
             ids = np.concatenate([part[1] for part in kept])

@@ -135,9 +135,7 @@ class IndexBuilder(_Intake):
             first = int(self._store.catalog.value("next_id", 0))
             image_ids = range(first, first + len(photos))
             dimension = self._dimension(photos)
-            tables.insert_records(
-                self._store, tables.make_records(image_ids, photos, metadata)
-            )
+            tables.insert_records(self._store, tables.make_records(image_ids, photos, metadata))
             self._store.add_folder("chunk", pack(image_ids, photos, dimension))
         tables.note_not_indexed(self._store, self._taken_notes())
         self._store.commit()
@@ -221,9 +219,7 @@ class IndexUpdater(_Intake):
                 metadata=[_over(tables.metadata_of(known[i][0]), metadata[i]) for i in old],
             )
         if new:
-            added = self._index.add(
-                [photos[i] for i in new], metadata=[metadata[i] for i in new]
-            )
+            added = self._index.add([photos[i] for i in new], metadata=[metadata[i] for i in new])
             for i, image_id in zip(new, added.tolist()):
                 ids[i] = image_id
         self._index.set_not_indexed(self._taken_notes())

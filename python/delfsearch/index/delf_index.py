@@ -455,7 +455,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         return tables.attachment(self._store, title)
 
     def set_not_indexed(self, entries: Iterable[NotIndexed]) -> None:
-        """Note photos that were refused or are duplicates; a path that is indexed later is struck."""
+        """Note photos that were refused or are duplicates; indexing one later strikes the note."""
         self._check_fitted()
         tables.note_not_indexed(self._store, entries)
 
@@ -502,9 +502,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         return int(self._store.catalog.value("dimension"))
 
     def _options(self) -> TreeOptions:
-        return TreeOptions(
-            self.leaf_size, self.clip_quantile, self.quantizer_sample, self.n_jobs
-        )
+        return TreeOptions(self.leaf_size, self.clip_quantile, self.quantizer_sample, self.n_jobs)
 
     def _catalog_scalar(self, sql: str) -> Any:
         self._check_fitted()
@@ -534,9 +532,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
             segments.append(segment)
         self._view = View.of(segments)
 
-    def _append(
-        self, chunk: Mapping[str, NDArray[Any]], records: Sequence[ImageRecord]
-    ) -> None:
+    def _append(self, chunk: Mapping[str, NDArray[Any]], records: Sequence[ImageRecord]) -> None:
         """Make a segment of packed features and show it."""
         quantizer = next(
             (s.tree.quantizer_ for s in self._view.segments if s.tree is not None), None

@@ -7,7 +7,7 @@ share one quantizer; therefore several segments answer as one would, and merging
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,8 +115,7 @@ class Segment:
         """Make photos of this segment disappear from every later query."""
         positions = np.searchsorted(self.image_ids, image_ids)
         if len(image_ids) and (
-            positions.max() >= len(self.image_ids)
-            or (self.image_ids[positions] != image_ids).any()
+            positions.max() >= len(self.image_ids) or (self.image_ids[positions] != image_ids).any()
         ):
             raise IndexFormatError(f"{self.folder} is damaged: it lacks photos that it should hold")
         self.removed = self.removed.copy()
@@ -127,7 +126,7 @@ class Segment:
 
 
 def check_layout(arrays: Mapping[str, NDArray[Any]], folder: str) -> None:
-    """Refuse arrays of a segment or chunk whose dtypes, shapes or ranges are not as they must be."""
+    """Refuse arrays of a segment or chunk whose dtypes, shapes or ranges are wrong."""
     for name in (*_PHOTO_ARRAYS, *_ROW_ARRAYS):
         if name not in arrays:
             raise IndexFormatError(f"{folder} is damaged: it has no array {name}")
@@ -151,15 +150,16 @@ def check_layout(arrays: Mapping[str, NDArray[Any]], folder: str) -> None:
         raise IndexFormatError(f"{folder} is damaged: image ids must rise from 0 or above")
 
 
-def pack(image_ids: Sequence[int], features: Sequence[LocalFeatures], dimension: int) -> Arrays:
+def pack(image_ids: Iterable[int], features: Sequence[LocalFeatures], dimension: int) -> Arrays:
     """Lay the features of some photos out in rising order of id, descriptors included."""
-    order = np.argsort(np.asarray(image_ids, np.int64), kind="stable")
+    ids = np.array(list(image_ids), np.int64)
+    order = np.argsort(ids, kind="stable")
     ordered = [features[i] for i in order]
     counts = np.array([len(f) for f in ordered], np.int64)
     filled = [f for f in ordered if len(f)]
     blank = [LocalFeatures.empty(dimension)]
     return {
-        "image_ids": np.asarray(image_ids, np.int64)[order],
+        "image_ids": ids[order],
         "offsets": np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)]),
         "keypoints_xy": np.concatenate([f.keypoints_xy for f in filled or blank]),
         "scores": np.concatenate([f.scores for f in filled or blank]),
@@ -206,9 +206,7 @@ def merge_segments(segments: Sequence[Segment], options: TreeOptions) -> Segment
     counts = np.concatenate([np.diff(segment.offsets)[~segment.removed] for segment in segments])
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts[order], dtype=np.int64)])
     # Rows of the live photos, segment by segment, then the same in the order of the ids.
-    live = [
-        _rows_of(segment.offsets, np.flatnonzero(~segment.removed)) for segment in segments
-    ]
+    live = [_rows_of(segment.offsets, np.flatnonzero(~segment.removed)) for segment in segments]
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
     rows = _rows_of(starts, order)
 

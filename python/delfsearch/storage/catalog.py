@@ -61,7 +61,8 @@ CREATE INDEX images_content_hash ON images (content_hash);
 CREATE TABLE folders (name TEXT PRIMARY KEY, kind TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE arrays (folder TEXT, name TEXT, dtype TEXT NOT NULL, shape TEXT NOT NULL,
     n_bytes INTEGER NOT NULL, blake2b TEXT NOT NULL, PRIMARY KEY (folder, name)) WITHOUT ROWID;
-CREATE TABLE deletions (folder TEXT, image_id INTEGER, PRIMARY KEY (folder, image_id)) WITHOUT ROWID;
+CREATE TABLE deletions (folder TEXT, image_id INTEGER, PRIMARY KEY (folder, image_id))
+    WITHOUT ROWID;
 CREATE TABLE not_indexed (path TEXT PRIMARY KEY, reason TEXT NOT NULL, image_id INTEGER)
     WITHOUT ROWID;
 CREATE INDEX not_indexed_image ON not_indexed (image_id);
@@ -301,7 +302,7 @@ class Catalog:
 
 
 def check_header(path: Path) -> None:
-    """Refuse a file that is not a catalog of ours, or is of a newer format, before SQLite sees it."""
+    """Refuse a file that is no catalog of ours, or of a newer format, before SQLite sees it."""
     try:
         with path.open("rb") as file:
             header = file.read(100)
@@ -349,7 +350,9 @@ def _translated(path: Path | None) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         text = str(error)
         if "locked" in text or "busy" in text:
-            raise BlockingIOError(f"{where} is being written by another process; try later") from error
+            raise BlockingIOError(
+                f"{where} is being written by another process; try later"
+            ) from error
         if "readonly" in text or "unable to open" in text:
             raise PermissionError(
                 f"{where} cannot be written; save a copy to another place and change that"

@@ -29,9 +29,7 @@ def photo_suffixes() -> frozenset[str]:
     """Return the file endings, lower case, of the formats that Pillow can decode here."""
     endings = Image.registered_extensions()
     return frozenset(
-        suffix
-        for suffix, kind in endings.items()
-        if kind in Image.OPEN and kind not in _NO_PIXELS
+        suffix for suffix, kind in endings.items() if kind in Image.OPEN and kind not in _NO_PIXELS
     )
 
 
@@ -66,7 +64,8 @@ def list_photos(
 ) -> tuple[Path | None, list[PhotoFile]]:
     """Turn a folder or a list of files into photo files with names and labels, each file once.
 
-    photos : a folder, or files and folders. labels : label by path, as given or relative to the root; or one label for each path in a list.
+    photos : a folder, or files and folders.
+    labels : label by path, as given or relative to the root; or one for each path in a list.
     root : names are relative to it; None means the folder, or the deepest folder that holds all.
     Returns the root (None where files share no folder) and the photos. ValueError where a folder
     is absent or holds no photo, or labels fit no photo.

@@ -38,7 +38,8 @@ class ImageRecord:
     @staticmethod
     def from_row(row: tuple[Any, ...]) -> ImageRecord:
         """Decode a row of the images table."""
-        return ImageRecord(*row[:9], metadata=json.loads(row[9]))
+        *columns, metadata = row
+        return ImageRecord(*columns, json.loads(metadata))
 
     def to_row(self) -> tuple[Any, ...]:
         """Encode as a row of the images table."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from delfsearch.errors import IndexFormatError
 from delfsearch.storage import arrays as array_files
 from delfsearch.storage.catalog import FILE_NAME, Catalog, to_json
-from delfsearch.storage.seal import SEAL_NAME, seal_problems, write_seal
+from delfsearch.storage.seal import seal_problems, write_seal
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -130,7 +130,9 @@ class IndexStore:
         """Take arrays into the open transaction; returns the name of their folder."""
         for name in arrays:
             if not _NAME.fullmatch(name):
-                raise ValueError(f"array names must be letters, digits, '_', '-', '.'; got {name!r}")
+                raise ValueError(
+                    f"array names must be letters, digits, '_', '-', '.'; got {name!r}"
+                )
         number = self.catalog.value(f"next_{kind}", 1)
         self.catalog.set_value(f"next_{kind}", number + 1)
         folder = f"{kind}-{number:06d}"
@@ -156,7 +158,7 @@ class IndexStore:
         return self.path is not None and self.catalog.writing
 
     def commit(self) -> None:
-        """Make all changes durable and visible; on an error they stay, uncommitted, to try again."""
+        """Make all changes durable and visible; after an error they wait to be tried again."""
         if self.path is None or not self.dirty:
             return
         self._write_pending()

@@ -69,3 +69,47 @@ def ransac_affine(
     NDArray[np.int64],
     NDArray[np.int32],
 ]: ...
+def fit_quantizer(
+    X: NDArray[np.float32], clip_quantile: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+def quantize(
+    lower: NDArray[np.float32], step: NDArray[np.float32], X: NDArray[np.float32]
+) -> NDArray[np.uint8]: ...
+def decode(
+    lower: NDArray[np.float32], step: NDArray[np.float32], codes: NDArray[np.uint8]
+) -> NDArray[np.float32]: ...
+def build_kdtree(
+    lower: NDArray[np.float32],
+    step: NDArray[np.float32],
+    codes: NDArray[np.uint8],
+    leaf_size: int,
+    axis_splits: bool,
+    n_threads: int,
+) -> tuple[
+    NDArray[np.uint8],
+    NDArray[np.float32],
+    NDArray[np.uint8],
+    NDArray[np.uint8],
+    NDArray[np.float32],
+]: ...
+
+class KdTreeView:
+    """Borrows its arrays and keeps them alive; checks what a damaged file could hold."""
+
+    def __init__(
+        self,
+        n: int,
+        leaf_size: int,
+        lower: NDArray[np.float32],
+        step: NDArray[np.float32],
+        codes: NDArray[np.uint8],
+        norms: NDArray[np.float32],
+        ids: NDArray[np.uint8],
+        leaf_codes: NDArray[np.uint8],
+        leaf_norms: NDArray[np.float32],
+        check: bool,
+    ) -> None: ...
+    def search(
+        self, queries: NDArray[np.float32], k: int, max_leaves: int, n_threads: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
+    def unpack_codes(self) -> NDArray[np.uint8]: ...

@@ -1,0 +1,473 @@
+// The batch search: rank leaves, group (leaf, query) pairs by leaf, scan, select. See kdtree.hpp
+// for what is computed; here is only the order in which it is done, which the result does not
+// depend on.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+
+#include "delfsearch/cpu.hpp"
+#include "delfsearch/kdtree.hpp"
+#include "delfsearch/parallel.hpp"
+#include "simd/kdtree_kernels.hpp"
+
+namespace delfsearch {
+namespace {
+
+using kdtree::Group;
+using kdtree::Kernels;
+using kdtree::Query;
+using kdtree::Survivor;
+
+constexpr std::size_t kGroupRows = 64;     // rows that a kernel call scans
+constexpr std::size_t kRankTogether = 16;  // queries whose leaf scores fit the cache together
+constexpr std::size_t kMaxBatch = 1024;    // queries that share one pass over the leaves
+constexpr std::size_t kMaxPairs = std::size_t{1} << 21;
+constexpr std::size_t kPendingSlack = 256;  // rows gathered beyond k before the limit is tightened
+constexpr std::size_t kFirstLooks = 192;    // rows beyond k scanned for a first limit
+constexpr float kUnlimited = std::numeric_limits<float>::max();
+
+const Kernels& kernels() {
+  static const Kernels& chosen = [&]() -> const Kernels& {
+    const Kernels* found = nullptr;
+    if (simd() == Simd::kAvx512) found = kdtree::avx512_kernels();
+    if (simd() == Simd::kAvx2) found = kdtree::avx2_kernels();
+    return found ? *found : kdtree::scalar_kernels();
+  }();
+  return chosen;
+}
+
+std::uint32_t read_id(const KdTreeView& tree, std::size_t bytes, std::size_t row) {
+  const std::uint8_t* p = tree.ids.data() + row * bytes;
+  std::uint32_t id = static_cast<std::uint32_t>(p[0]) | static_cast<std::uint32_t>(p[1]) << 8 |
+                     static_cast<std::uint32_t>(p[2]) << 16;
+  if (bytes == 4) id |= static_cast<std::uint32_t>(p[3]) << 24;
+  return id;
+}
+
+// (D, id) as one integer: D >= 0, so its bits order like its value.
+std::uint64_t neighbour_key(float squared_distance, std::uint32_t id) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &squared_distance, 4);
+  return static_cast<std::uint64_t>(bits) << 32 | id;
+}
+
+// What a search needs of the tree beside its arrays, once per call.
+struct Plan {
+  const KdTreeView& tree;
+  std::size_t d, d4, k, max_leaves, n_leaves, leaf_blocks;
+  std::size_t capacity;  // of a query's pending list
+  bool exhaustive;
+  std::vector<double> middle, inverse_step;
+  double largest_norm = 0;  // of any code at all
+  double typical_norm = 0;
+
+  Plan(const KdTreeView& view, std::size_t k_, std::size_t max_leaves_)
+      : tree(view),
+        d(view.dimension()),
+        d4(padded_dimension(view.dimension()) / 4),
+        k(std::min(k_, view.n)),
+        max_leaves(std::min(max_leaves_, view.n_leaves())),
+        n_leaves(view.n_leaves()),
+        leaf_blocks(padded_rows(n_leaves) / kKdTreeBlock),
+        capacity(k + kPendingSlack + kGroupRows),
+        exhaustive(max_leaves == n_leaves),
+        middle(d),
+        inverse_step(d) {
+    for (std::size_t i = 0; i < d; ++i) {
+      const double step = static_cast<double>(view.step[i]);
+      middle[i] = static_cast<double>(view.lower[i]) + 128.0 * step;
+      inverse_step[i] = step > 0 ? 1.0 / step : 0.0;
+      largest_norm += 128.0 * step * 128.0 * step;
+    }
+    // Any positive value is right; one near the norms makes the filter sharp.
+    std::size_t counted = 0;
+    const std::size_t stride = std::max<std::size_t>(1, n_leaves / 64);
+    for (std::size_t leaf = 0; leaf < n_leaves; leaf += stride) {
+      typical_norm += static_cast<double>(view.leaf_norms[leaf]);
+      ++counted;
+    }
+    typical_norm = std::max(typical_norm / static_cast<double>(counted), largest_norm * 1e-6);
+  }
+};
+
+// The state of one group of queries; memory is reused from group to group of a thread.
+class Batch {
+ public:
+  Batch(const Plan& plan, std::size_t max_queries)
+      : plan_(plan),
+        padded_(plan.d4 * 4),
+        queries_(max_queries),
+        base_(max_queries),
+        slack_(max_queries),
+        bytes_(max_queries * padded_ * 3),
+        fine_(max_queries * padded_),
+        pending_(max_queries * (plan.capacity + kKdTreeBlock)),
+        pending_row_(max_queries * (plan.capacity + kKdTreeBlock)),
+        survivors_(max_queries),
+        v_(plan.d) {}
+
+  void run(const float* rows, std::size_t n_queries, float* squared_distances, std::int64_t* ids,
+           std::size_t k_out) {
+    n_queries_ = n_queries;
+    for (std::size_t q = 0; q < n_queries; ++q) prepare(q, rows + q * plan_.d);
+    rank_leaves();
+    if (plan_.exhaustive)
+      scan_everything();
+    else
+      scan_wanted_leaves();
+    for (std::size_t q = 0; q < n_queries; ++q)
+      finish(q, squared_distances + q * k_out, ids + q * k_out, k_out);
+  }
+
+ private:
+  void prepare(std::size_t q, const float* row) {
+    double norm = 0, largest = 0, total = 0;
+    for (std::size_t i = 0; i < plan_.d; ++i) {
+      const double r = static_cast<double>(row[i]) - plan_.middle[i];
+      norm += r * r;
+      v_[i] = r * static_cast<double>(plan_.tree.step[i]);
+      largest = std::max(largest, std::fabs(v_[i]));
+      total += std::fabs(v_[i]);
+    }
+    const double unit = std::max(largest / 32512.0, total / 8388608.0);
+    std::int8_t* high = bytes_.data() + q * padded_ * 3;
+    std::int8_t* low = high + padded_;
+    std::int8_t* coarse = low + padded_;
+    std::int16_t* fine = fine_.data() + q * padded_;
+    const int coarse_step = kernels().coarse_step;
+    std::int32_t high_sum = 0, fine_sum = 0, coarse_sum = 0;
+    double rest_norm = 0, rest_total = 0;
+    for (std::size_t i = 0; i < plan_.d; ++i) {
+      const int v = unit > 0 ? static_cast<int>(std::nearbyint(v_[i] / unit)) : 0;
+      const int h = (v + 128) >> 8;
+      const int c = coarse_step == 256 ? h : (v + 256) >> 9;
+      const int rest = v - coarse_step * c;
+      fine[i] = static_cast<std::int16_t>(v);
+      high[i] = static_cast<std::int8_t>(h);
+      low[i] = static_cast<std::int8_t>(v - 256 * h);
+      coarse[i] = static_cast<std::int8_t>(c);
+      fine_sum += v;
+      high_sum += h;
+      coarse_sum += c;
+      const double weighted = static_cast<double>(rest) * plan_.inverse_step[i];
+      rest_norm += weighted * weighted;
+      rest_total += std::abs(rest);
+    }
+    Query& query = queries_[q];
+    query.high = high;
+    query.low = low;
+    query.coarse = coarse;
+    query.fine = fine;
+    query.high_offset = 128 * high_sum;
+    query.fine_offset = 128 * fine_sum;
+    query.coarse_offset = 128 * coarse_sum;
+    query.scale = static_cast<float>(2 * unit);
+    query.rank_scale = 256 * query.scale;
+    query.count = 0;
+    query.pending = pending_.data() + q * (plan_.capacity + kKdTreeBlock);
+    query.pending_row = pending_row_.data() + q * (plan_.capacity + kKdTreeBlock);
+    base_[q] = static_cast<float>(norm);
+    bound_rest(q, std::sqrt(rest_norm), rest_total, coarse_step);
+    set_limit(q, kUnlimited);
+  }
+
+  // The filter sees C = norm - scale * coarse_step * sum coarse (c - 128); P differs from it by
+  // scale * |sum rest (c - 128)|, which is at most (a) scale * 128 * sum |rest|, and by Cauchy and
+  // Schwarz at most (b) scale * |rest / step| * sqrt(norm), where sqrt(norm) <= (norm / m + m) / 2
+  // for any m > 0. So P <= limit implies, for (b) with e = scale * |rest / step| / 2,
+  //   norm (1 - e / m) - scale * coarse_step * sum <= limit + e m.
+  void bound_rest(std::size_t q, double rest_norm, double rest_total, int coarse_step) {
+    Query& query = queries_[q];
+    const double scale = static_cast<double>(query.scale);
+    const double m = std::sqrt(plan_.typical_norm);
+    const double e = scale * rest_norm / 2;
+    const double by_total = scale * 128 * rest_total;
+    Slack& slack = slack_[q];
+    // Float rounding, of P and of the filter's own arithmetic.
+    slack.rounding = 4e-6 * (static_cast<double>(base_[q]) + plan_.largest_norm);
+    if (m > 0 && e < 0.5 * m && 2 * e * m < by_total) {
+      slack.divisor = 1 - e / m;
+      slack.added = e * m;
+    } else {
+      slack.divisor = 1;
+      slack.added = by_total;
+    }
+    query.coarse_scale = static_cast<float>(scale * coarse_step / slack.divisor);
+    // coarse_scale is rounded too; the sum it multiplies is at most 2^23 / coarse_step * 128 units.
+  }
+
+  void set_limit(std::size_t q, float limit) {
+    Query& query = queries_[q];
+    query.limit = limit;
+    const Slack& slack = slack_[q];
+    if (limit == kUnlimited)
+      query.coarse_limit = kUnlimited;
+    else
+      query.coarse_limit = static_cast<float>(
+          (static_cast<double>(limit) + slack.added + slack.rounding) / slack.divisor);
+  }
+
+  // Scores all leaves for a few queries at a time, keeps each query's best max_leaves in wanted_
+  // and scans its first few at once, which gives it a first limit.
+  void rank_leaves() {
+    const std::size_t stride = plan_.leaf_blocks * kKdTreeBlock;
+    const std::size_t first_rows = plan_.k + kFirstLooks;
+    const std::size_t n_first =
+        std::min(plan_.max_leaves, (first_rows + plan_.tree.leaf_size - 1) / plan_.tree.leaf_size);
+    scores_.resize(kRankTogether * stride);
+    values_.resize(stride + kKdTreeBlock);
+    leaves_.resize(stride + kKdTreeBlock);
+    wanted_.resize(plan_.exhaustive ? 0 : n_queries_ * plan_.max_leaves);
+    n_scanned_ = 0;
+    for (std::size_t begin = 0; begin < n_queries_; begin += kRankTogether) {
+      const std::size_t n = std::min(kRankTogether, n_queries_ - begin);
+      kernels().rank(plan_.tree.leaf_codes.data(), plan_.tree.leaf_norms.data(), plan_.leaf_blocks,
+                     plan_.d4, queries_.data() + begin, n, scores_.data(), stride);
+      for (std::size_t i = 0; i < n; ++i) {
+        const std::size_t q = begin + i;
+        std::size_t count = best_leaves(scores_.data() + i * stride);
+        // The best of the best come first.
+        const float near = kernels().kth_smallest(values_.data(), count, n_first);
+        std::size_t first = 0;
+        for (std::size_t j = 0; j < count && first < n_first; ++j)
+          if (values_[j] <= near) {
+            std::swap(leaves_[first], leaves_[j]);
+            std::swap(values_[first], values_[j]);
+            ++first;
+          }
+        for (std::size_t j = 0; j < first; ++j)
+          scan_leaf_for(leaves_[j], static_cast<std::uint32_t>(q));
+        if (queries_[q].count >= plan_.k) tighten(q);
+        if (plan_.exhaustive)
+          queries_[q].count = 0;  // it meets these rows again
+        else
+          std::copy(leaves_.begin(), leaves_.begin() + static_cast<std::ptrdiff_t>(count),
+                    wanted_.begin() + static_cast<std::ptrdiff_t>(q * plan_.max_leaves));
+      }
+    }
+    n_scanned_ = n_first;
+  }
+
+  // Puts the max_leaves leaves of smallest (score, leaf) into leaves_, with their scores in
+  // values_.
+  std::size_t best_leaves(const float* scores) {
+    const std::size_t wanted = plan_.max_leaves;
+    const std::size_t n = plan_.n_leaves;
+    // A sample says where to cut: a little too high, so that few leaves remain to choose from.
+    constexpr std::size_t kSample = 256;
+    float cut = kUnlimited;
+    if (n >= 4 * kSample && wanted * 2 <= n) {
+      const std::size_t stride = n / kSample;
+      for (std::size_t j = 0; j < kSample; ++j) values_[j] = scores[j * stride];
+      const double expected = static_cast<double>(wanted * kSample) / static_cast<double>(n);
+      const auto rank = static_cast<std::size_t>(expected + 2 * std::sqrt(expected) + 2);
+      cut = kernels().kth_smallest(values_.data(), kSample, std::min(rank, kSample));
+    }
+    std::size_t count = kernels().keep(scores, nullptr, n, cut, values_.data(), leaves_.data());
+    if (count < wanted)
+      count = kernels().keep(scores, nullptr, n, kUnlimited, values_.data(), leaves_.data());
+    if (count <= wanted) return count;
+    const float last = kernels().kth_smallest(values_.data(), count, wanted);
+    count =
+        kernels().keep(values_.data(), leaves_.data(), count, last, values_.data(), leaves_.data());
+    // Of leaves that tie for the last place the lower ones win; keep preserves order.
+    while (count > wanted) {
+      std::size_t j = count;
+      while (values_[j - 1] != last) --j;
+      std::copy(values_.begin() + static_cast<std::ptrdiff_t>(j),
+                values_.begin() + static_cast<std::ptrdiff_t>(count),
+                values_.begin() + static_cast<std::ptrdiff_t>(j - 1));
+      std::copy(leaves_.begin() + static_cast<std::ptrdiff_t>(j),
+                leaves_.begin() + static_cast<std::ptrdiff_t>(count),
+                leaves_.begin() + static_cast<std::ptrdiff_t>(j - 1));
+      --count;
+    }
+    return count;
+  }
+
+  void scan_leaf_for(std::size_t leaf, std::uint32_t q) {
+    const std::size_t begin = leaf * plan_.tree.leaf_size;
+    scan_rows(begin, std::min(begin + plan_.tree.leaf_size, plan_.tree.n), &q, 1);
+  }
+
+  void scan_everything() {
+    members_.resize(n_queries_);
+    for (std::size_t q = 0; q < n_queries_; ++q) members_[q] = static_cast<std::uint32_t>(q);
+    scan_rows(0, plan_.tree.n, members_.data(), n_queries_);
+  }
+
+  // Counting sort of the (leaf, query) pairs by leaf, then one scan per leaf.
+  void scan_wanted_leaves() {
+    const std::size_t T = plan_.max_leaves;
+    starts_.assign(plan_.n_leaves + 1, 0);
+    for (std::size_t q = 0; q < n_queries_; ++q)
+      for (std::size_t j = n_scanned_; j < T; ++j) ++starts_[wanted_[q * T + j] + 1];
+    for (std::size_t leaf = 0; leaf < plan_.n_leaves; ++leaf) starts_[leaf + 1] += starts_[leaf];
+    members_.resize(starts_[plan_.n_leaves]);
+    for (std::size_t q = 0; q < n_queries_; ++q)
+      for (std::size_t j = n_scanned_; j < T; ++j)
+        members_[starts_[wanted_[q * T + j]]++] = static_cast<std::uint32_t>(q);
+    std::size_t begin = 0;
+    for (std::size_t leaf = 0; leaf < plan_.n_leaves; ++leaf) {
+      const std::size_t end = starts_[leaf];
+      if (end > begin) {
+        const std::size_t row = leaf * plan_.tree.leaf_size;
+        scan_rows(row, std::min(row + plan_.tree.leaf_size, plan_.tree.n), members_.data() + begin,
+                  end - begin);
+      }
+      begin = end;
+    }
+  }
+
+  void scan_rows(std::size_t begin, std::size_t end, const std::uint32_t* members,
+                 std::size_t n_members) {
+    for (std::size_t first = begin / kKdTreeBlock * kKdTreeBlock; first < end;
+         first += kGroupRows) {
+      const std::size_t last = std::min(first + kGroupRows, end);
+      Group group;
+      group.codes = plan_.tree.codes.data() + first * padded_;
+      group.norms = plan_.tree.norms.data() + first;
+      group.first_row = static_cast<std::uint32_t>(first);
+      group.n_blocks = static_cast<std::uint32_t>(padded_rows(last - first) / kKdTreeBlock);
+      group.valid = ~std::uint64_t{0} >> (kGroupRows - (last - first));
+      if (begin > first) group.valid &= ~std::uint64_t{0} << (begin - first);
+      const std::size_t n =
+          kernels().filter(group, plan_.d4, queries_.data(), members, n_members, survivors_.data());
+      for (std::size_t i = 0; i < n; ++i) {
+        const std::size_t q = survivors_[i].query;
+        if (queries_[q].count + kGroupRows > plan_.capacity) tighten(q);
+        kernels().refine(group, plan_.d4, survivors_[i].rows, queries_[q]);
+      }
+    }
+  }
+
+  // Drops what cannot be among the k nearest and lowers the limit. Needs k rows pending.
+  void tighten(std::size_t q) {
+    Query& query = queries_[q];
+    const float limit = limit_for(q);
+    query.count = static_cast<std::uint32_t>(kernels().keep(
+        query.pending, query.pending_row, query.count, limit, query.pending, query.pending_row));
+    if (query.count + kGroupRows > plan_.capacity) keep_exactly_k(q);
+    set_limit(q, limit);
+  }
+
+  // The least limit on P that loses none of the k nearest by (D, id): rounding to D = P + base can
+  // make equal what differs by an ulp, and all P <= -base make D = 0.
+  float limit_for(std::size_t q) {
+    const Query& query = queries_[q];
+    const float base = base_[q];
+    const float kth = std::max(kernels().kth_smallest(query.pending, query.count, plan_.k), -base);
+    return kth + 2.5e-7f * (std::fabs(kth) + base);
+  }
+
+  // For masses of rows at one distance: decides ties by id now rather than at the end.
+  void keep_exactly_k(std::size_t q) {
+    Query& query = queries_[q];
+    order_.resize(query.count);
+    const std::size_t bytes = id_bytes(plan_.tree.n);
+    for (std::uint32_t i = 0; i < query.count; ++i)
+      order_[i] = {neighbour_key(distance(q, query.pending[i]),
+                                 read_id(plan_.tree, bytes, query.pending_row[i])),
+                   query.pending[i], query.pending_row[i]};
+    std::nth_element(order_.begin(), order_.begin() + static_cast<std::ptrdiff_t>(plan_.k - 1),
+                     order_.end(),
+                     [](const Ordered& a, const Ordered& b) { return a.key < b.key; });
+    for (std::size_t i = 0; i < plan_.k; ++i) {
+      query.pending[i] = order_[i].p;
+      query.pending_row[i] = order_[i].row;
+    }
+    query.count = static_cast<std::uint32_t>(plan_.k);
+  }
+
+  float distance(std::size_t q, float p) const {
+    const float sum = p + base_[q];
+    return sum > 0 ? sum : 0.0f;
+  }
+
+  void finish(std::size_t q, float* squared_distances, std::int64_t* ids, std::size_t k_out) {
+    Query& query = queries_[q];
+    if (query.count > plan_.k)
+      query.count = static_cast<std::uint32_t>(kernels().keep(query.pending, query.pending_row,
+                                                              query.count, limit_for(q),
+                                                              query.pending, query.pending_row));
+    keys_.resize(query.count);
+    const std::size_t bytes = id_bytes(plan_.tree.n);
+    for (std::uint32_t i = 0; i < query.count; ++i)
+      keys_[i] = neighbour_key(distance(q, query.pending[i]),
+                               read_id(plan_.tree, bytes, query.pending_row[i]));
+    std::sort(keys_.begin(), keys_.end());
+    const std::size_t found = std::min<std::size_t>(keys_.size(), plan_.k);
+    for (std::size_t i = 0; i < found; ++i) {
+      const auto bits = static_cast<std::uint32_t>(keys_[i] >> 32);
+      std::memcpy(squared_distances + i, &bits, 4);
+      ids[i] = static_cast<std::int64_t>(keys_[i] & 0xffffffffu);
+    }
+    for (std::size_t i = found; i < k_out; ++i) {
+      squared_distances[i] = std::numeric_limits<float>::infinity();
+      ids[i] = -1;
+    }
+  }
+
+  struct Slack {
+    double divisor, added, rounding;
+  };
+  struct Ordered {
+    std::uint64_t key;
+    float p;
+    std::uint32_t row;
+  };
+
+  const Plan& plan_;
+  std::size_t padded_;
+  std::size_t n_queries_ = 0;
+  std::size_t n_scanned_ = 0;  // leading leaves of wanted_ that rank_leaves has scanned
+  std::vector<Query> queries_;
+  std::vector<float> base_;  // sum r^2, what P lacks to be the distance
+  std::vector<Slack> slack_;
+  std::vector<std::int8_t> bytes_;
+  std::vector<std::int16_t> fine_;
+  std::vector<float> pending_;
+  std::vector<std::uint32_t> pending_row_;
+  std::vector<Survivor> survivors_;
+  std::vector<double> v_;
+  std::vector<float> scores_, values_;
+  std::vector<std::uint32_t> leaves_, wanted_, members_;
+  std::vector<std::size_t> starts_;
+  std::vector<std::uint64_t> keys_;
+  std::vector<Ordered> order_;
+};
+
+}  // namespace
+
+Neighbours search_kdtree(const KdTreeView& tree, Span<const float> queries, std::size_t k,
+                         std::size_t max_leaves, int n_threads) {
+  const std::size_t d = tree.dimension();
+  if (d == 0 || queries.size() % d != 0)
+    throw std::invalid_argument("the number of query values must be a multiple of the dimension");
+  if (k == 0 || max_leaves == 0) throw std::invalid_argument("k and max_leaves must be positive");
+  const std::size_t m = queries.size() / d;
+  Neighbours result;
+  result.squared_distances.resize(m * k);
+  result.ids.resize(m * k);
+  if (m == 0) return result;
+
+  const Plan plan(tree, k, max_leaves);
+  const auto threads = static_cast<std::size_t>(resolve_threads(n_threads));
+  std::size_t batch = std::min(kMaxBatch, (m + threads - 1) / threads);
+  if (!plan.exhaustive)
+    batch = std::min(batch, std::max(kRankTogether, kMaxPairs / plan.max_leaves));
+  const std::size_t n_batches = (m + batch - 1) / batch;
+  std::vector<std::vector<Batch>> memory(std::min(threads, n_batches));
+  parallel_for(n_batches, n_threads, [&](std::size_t task, int thread) {
+    auto& mine = memory[static_cast<std::size_t>(thread)];
+    if (mine.empty()) mine.emplace_back(plan, batch);
+    const std::size_t begin = task * batch;
+    mine.front().run(queries.data() + begin * d, std::min(batch, m - begin),
+                     result.squared_distances.data() + begin * k, result.ids.data() + begin * k, k);
+  });
+  return result;
+}
+
+}  // namespace delfsearch

@@ -1,0 +1,5 @@
+#include "kdtree_kernels.hpp"
+
+namespace delfsearch::kdtree {
+const Kernels* avx2_kernels() { return nullptr; }
+}  // namespace delfsearch::kdtree

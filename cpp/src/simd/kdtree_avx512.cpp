@@ -1,0 +1,251 @@
+// AVX-512 VNNI kernels: one vpdpbusd does 4 dimensions of 16 rows. Four queries by four blocks at a
+// time: 16 sums in registers, so that each code loaded and each query word broadcast is used 4
+// times.
+#include "kdtree_kernels.hpp"
+
+#if (defined(__x86_64__) || defined(_M_X64))
+#define DELFSEARCH_HAVE_AVX512 1
+#endif
+
+#ifdef DELFSEARCH_HAVE_AVX512
+
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12's own header reads a deliberately undefined register and warns about it.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "kdtree_select.hpp"
+
+#if defined(__GNUC__) || defined(__clang__)
+#define TARGET    \
+  __attribute__(( \
+      target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,bmi,bmi2,popcnt")))
+#define TARGET_INLINE TARGET __attribute__((always_inline)) inline
+#else
+#define TARGET
+#define TARGET_INLINE __forceinline
+#endif
+
+namespace delfsearch::kdtree {
+namespace {
+
+constexpr std::size_t kRows = 16;
+
+TARGET_INLINE __m512i broadcast_word(const std::int8_t* bytes) {
+  std::int32_t word;
+  std::memcpy(&word, bytes, 4);
+  return _mm512_set1_epi32(word);
+}
+
+// sums[q][b] = offset[q] + sum over dimensions of words[q] * codes[b]
+template <int kQueries, int kBlocks>
+TARGET_INLINE void dot(const std::uint8_t* codes, std::size_t d4,
+                       const std::int8_t* const (&words)[kQueries],
+                       const std::int32_t (&offsets)[kQueries],
+                       __m512i (&sums)[kQueries][kBlocks]) {
+  for (int q = 0; q < kQueries; ++q)
+    for (int b = 0; b < kBlocks; ++b) sums[q][b] = _mm512_set1_epi32(-offsets[q]);
+  for (std::size_t j = 0; j < d4; ++j) {
+    __m512i c[kBlocks];
+    for (int b = 0; b < kBlocks; ++b)
+      c[b] = _mm512_loadu_si512(codes + (static_cast<std::size_t>(b) * d4 + j) * 64);
+    for (int q = 0; q < kQueries; ++q) {
+      const __m512i w = broadcast_word(words[q] + 4 * j);
+      for (int b = 0; b < kBlocks; ++b) sums[q][b] = _mm512_dpbusd_epi32(sums[q][b], c[b], w);
+    }
+  }
+}
+
+template <int kQueries, int kBlocks>
+TARGET void rank_tile(const std::uint8_t* codes, const float* norms, std::size_t d4,
+                      const Query* queries, float* scores, std::size_t stride) {
+  const std::int8_t* words[kQueries];
+  std::int32_t offsets[kQueries];
+  for (int q = 0; q < kQueries; ++q) {
+    words[q] = queries[q].high;
+    offsets[q] = queries[q].high_offset;
+  }
+  __m512i sums[kQueries][kBlocks];
+  dot<kQueries, kBlocks>(codes, d4, words, offsets, sums);
+  for (int q = 0; q < kQueries; ++q) {
+    const __m512 scale = _mm512_set1_ps(queries[q].rank_scale);
+    for (int b = 0; b < kBlocks; ++b) {
+      const __m512 norm = _mm512_loadu_ps(norms + static_cast<std::size_t>(b) * kRows);
+      const __m512 score =
+          _mm512_sub_ps(norm, _mm512_mul_ps(scale, _mm512_cvtepi32_ps(sums[q][b])));
+      _mm512_storeu_ps(
+          scores + static_cast<std::size_t>(q) * stride + static_cast<std::size_t>(b) * kRows,
+          score);
+    }
+  }
+}
+
+template <int kQueries>
+TARGET void rank_rows(const std::uint8_t* codes, const float* norms, std::size_t n_blocks,
+                      std::size_t d4, const Query* queries, float* scores, std::size_t stride) {
+  std::size_t b = 0;
+  for (; b + 4 <= n_blocks; b += 4)
+    rank_tile<kQueries, 4>(codes + b * d4 * 64, norms + b * kRows, d4, queries, scores + b * kRows,
+                           stride);
+  for (; b < n_blocks; ++b)
+    rank_tile<kQueries, 1>(codes + b * d4 * 64, norms + b * kRows, d4, queries, scores + b * kRows,
+                           stride);
+}
+
+void rank(const std::uint8_t* codes, const float* norms, std::size_t n_blocks, std::size_t d4,
+          const Query* queries, std::size_t n_queries, float* scores, std::size_t stride) {
+  std::size_t q = 0;
+  for (; q + 4 <= n_queries; q += 4)
+    rank_rows<4>(codes, norms, n_blocks, d4, queries + q, scores + q * stride, stride);
+  for (; q < n_queries; ++q)
+    rank_rows<1>(codes, norms, n_blocks, d4, queries + q, scores + q * stride, stride);
+}
+
+template <int kQueries, int kBlocks>
+TARGET_INLINE Survivor* filter_tile(const Group& group, std::size_t d4, const Query* queries,
+                                    const std::uint32_t* members, Survivor* out) {
+  const std::int8_t* words[kQueries];
+  std::int32_t offsets[kQueries];
+  for (int q = 0; q < kQueries; ++q) {
+    words[q] = queries[members[q]].coarse;
+    offsets[q] = queries[members[q]].coarse_offset;
+  }
+  __m512i sums[kQueries][kBlocks];
+  dot<kQueries, kBlocks>(group.codes, d4, words, offsets, sums);
+  for (int q = 0; q < kQueries; ++q) {
+    const Query& query = queries[members[q]];
+    const __m512 scale = _mm512_set1_ps(query.coarse_scale);
+    const __m512 limit = _mm512_set1_ps(query.coarse_limit);
+    std::uint64_t rows = 0;
+    for (int b = 0; b < kBlocks; ++b) {
+      const __m512 norm = _mm512_loadu_ps(group.norms + static_cast<std::size_t>(b) * kRows);
+      const __m512 p = _mm512_fnmadd_ps(scale, _mm512_cvtepi32_ps(sums[q][b]), norm);
+      rows |= static_cast<std::uint64_t>(_mm512_cmp_ps_mask(p, limit, _CMP_LE_OQ)) << (16 * b);
+    }
+    rows &= group.valid;
+    out->rows = rows;
+    out->query = members[q];
+    out += rows != 0;
+  }
+  return out;
+}
+
+template <int kBlocks>
+TARGET std::size_t filter_group(const Group& group, std::size_t d4, const Query* queries,
+                                const std::uint32_t* members, std::size_t n_members,
+                                Survivor* out) {
+  Survivor* end = out;
+  std::size_t q = 0;
+  for (; q + 4 <= n_members; q += 4)
+    end = filter_tile<4, kBlocks>(group, d4, queries, members + q, end);
+  for (; q < n_members; ++q) end = filter_tile<1, kBlocks>(group, d4, queries, members + q, end);
+  return static_cast<std::size_t>(end - out);
+}
+
+std::size_t filter(const Group& group, std::size_t d4, const Query* queries,
+                   const std::uint32_t* members, std::size_t n_members, Survivor* out) {
+  switch (group.n_blocks) {
+    case 1:
+      return filter_group<1>(group, d4, queries, members, n_members, out);
+    case 2:
+      return filter_group<2>(group, d4, queries, members, n_members, out);
+    case 3:
+      return filter_group<3>(group, d4, queries, members, n_members, out);
+    default:
+      return filter_group<4>(group, d4, queries, members, n_members, out);
+  }
+}
+
+TARGET void refine(const Group& group, std::size_t d4, std::uint64_t rows, Query& query) {
+  const __m512 scale = _mm512_set1_ps(query.scale);
+  const __m512 limit = _mm512_set1_ps(query.limit);
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  std::uint32_t count = query.count;
+  while (rows != 0) {
+    const auto b = static_cast<std::size_t>(_tzcnt_u64(rows)) / kRows;
+    const auto wanted = static_cast<__mmask16>(rows >> (kRows * b));
+    rows &= ~(std::uint64_t{0xffff} << (kRows * b));
+    const std::uint8_t* codes = group.codes + b * d4 * 64;
+    __m512i high = _mm512_setzero_si512();
+    __m512i low = _mm512_set1_epi32(-query.fine_offset);
+    for (std::size_t j = 0; j < d4; ++j) {
+      const __m512i c = _mm512_loadu_si512(codes + j * 64);
+      high = _mm512_dpbusd_epi32(high, c, broadcast_word(query.high + 4 * j));
+      low = _mm512_dpbusd_epi32(low, c, broadcast_word(query.low + 4 * j));
+    }
+    const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
+    const __m512 norm = _mm512_loadu_ps(group.norms + b * kRows);
+    const __m512 p = _mm512_sub_ps(norm, _mm512_mul_ps(scale, _mm512_cvtepi32_ps(sum)));
+    const __mmask16 kept = _mm512_mask_cmp_ps_mask(wanted, p, limit, _CMP_LE_OQ);
+    // Compress in the register and store it whole: a compressing store is microcode on Zen 4.
+    _mm512_storeu_ps(query.pending + count, _mm512_maskz_compress_ps(kept, p));
+    const __m512i place =
+        _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(group.first_row + b * kRows)));
+    _mm512_storeu_si512(query.pending_row + count, _mm512_maskz_compress_epi32(kept, place));
+    count += static_cast<std::uint32_t>(_mm_popcnt_u32(kept));
+  }
+  query.count = count;
+}
+
+struct Ops {
+  static constexpr std::size_t kWidth = 16;
+
+  TARGET static std::size_t count_at_most(const float* values, std::size_t n, float limit) {
+    const __m512 bound = _mm512_set1_ps(limit);
+    std::size_t count = 0;
+    std::size_t i = 0;
+    for (; i + 16 <= n; i += 16)
+      count += static_cast<std::size_t>(
+          _mm_popcnt_u32(_mm512_cmp_ps_mask(_mm512_loadu_ps(values + i), bound, _CMP_LE_OQ)));
+    if (i < n) {
+      const auto tail = static_cast<__mmask16>((1u << (n - i)) - 1);
+      count += static_cast<std::size_t>(_mm_popcnt_u32(_mm512_mask_cmp_ps_mask(
+          tail, _mm512_maskz_loadu_ps(tail, values + i), bound, _CMP_LE_OQ)));
+    }
+    return count;
+  }
+};
+
+TARGET std::size_t keep(const float* values, const std::uint32_t* rows, std::size_t n, float limit,
+                        float* out_values, std::uint32_t* out_rows) {
+  const __m512 bound = _mm512_set1_ps(limit);
+  __m512i place = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  std::size_t kept = 0;
+  for (std::size_t i = 0; i < n; i += 16) {
+    const auto in = static_cast<__mmask16>(n - i >= 16 ? 0xffffu : (1u << (n - i)) - 1);
+    const __m512 v = _mm512_maskz_loadu_ps(in, values + i);
+    const __m512i r = rows ? _mm512_maskz_loadu_epi32(in, rows + i) : place;
+    const __mmask16 m = _mm512_mask_cmp_ps_mask(in, v, bound, _CMP_LE_OQ);
+    _mm512_storeu_ps(out_values + kept, _mm512_maskz_compress_ps(m, v));
+    _mm512_storeu_si512(out_rows + kept, _mm512_maskz_compress_epi32(m, r));
+    kept += static_cast<std::size_t>(_mm_popcnt_u32(m));
+    place = _mm512_add_epi32(place, _mm512_set1_epi32(16));
+  }
+  return kept;
+}
+
+float kth_smallest(const float* values, std::size_t n, std::size_t k) {
+  return kth_smallest_by_counting<Ops>(values, n, k);
+}
+
+}  // namespace
+
+const Kernels* avx512_kernels() {
+  static const Kernels kernels{256, rank, filter, refine, kth_smallest, keep};
+  return &kernels;
+}
+
+}  // namespace delfsearch::kdtree
+
+#else
+
+namespace delfsearch::kdtree {
+const Kernels* avx512_kernels() { return nullptr; }
+}  // namespace delfsearch::kdtree
+
+#endif

@@ -1,0 +1,78 @@
+// The inner loops of the KD-tree search, one implementation per instruction set. Internal: sizes
+// and capacities are the caller's business.
+//
+// filter is allowed to differ between instruction sets: it may pass too much, never too little.
+// Everything else must give the same bytes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace delfsearch::kdtree {
+
+// One query as the kernels see it. V = 256 * high + low, exactly; arrays have d4 * 4 elements.
+struct Query {
+  const std::int8_t* high;    // in [-127, 127]
+  const std::int8_t* low;     // in [-128, 127]
+  const std::int8_t* coarse;  // what filter multiplies: about V / coarse_step
+  const std::int16_t* fine;   // V
+  std::int32_t high_offset;   // 128 * sum of high
+  std::int32_t fine_offset;   // 128 * sum of V
+  std::int32_t coarse_offset;
+  float scale;         // 2 * unit: P = norm - scale * sum V (c - 128)
+  float rank_scale;    // 256 * scale
+  float coarse_scale;  // filter passes norm - coarse_scale * sum coarse (c - 128) <= coarse_limit
+  float coarse_limit;
+  float limit;  // rows with P <= limit are kept
+  std::uint32_t count;
+  float* pending;              // P of the rows kept so far
+  std::uint32_t* pending_row;  // and their places in the leaf order
+};
+
+// Rows of the group that may belong to a query's neighbours, one bit each.
+struct Survivor {
+  std::uint64_t rows;
+  std::uint32_t query;
+};
+
+// Up to 4 consecutive blocks of rows.
+struct Group {
+  const std::uint8_t* codes;
+  const float* norms;
+  std::uint32_t first_row;
+  std::uint32_t n_blocks;
+  std::uint64_t valid;  // rows that are meant, one bit each
+};
+
+struct Kernels {
+  // |V - coarse_step * coarse| <= coarse_step / 2 and |coarse| <= 32512 / coarse_step, rounded.
+  int coarse_step;
+
+  // scores[q * stride + row] = norm - rank_scale * sum high (c - 128), for all rows of all blocks.
+  void (*rank)(const std::uint8_t* codes, const float* norms, std::size_t n_blocks, std::size_t d4,
+               const Query* queries, std::size_t n_queries, float* scores, std::size_t stride);
+
+  // Writes a survivor for each query with a row that passes; returns how many. out has room for
+  // all.
+  std::size_t (*filter)(const Group& group, std::size_t d4, const Query* queries,
+                        const std::uint32_t* members, std::size_t n_members, Survivor* out);
+
+  // Appends the survivor's rows with P <= limit to the query's pending list, which has room for 64
+  // and 16 more.
+  void (*refine)(const Group& group, std::size_t d4, std::uint64_t rows, Query& query);
+
+  // The k-th smallest value, 1 <= k <= n; no NaN.
+  float (*kth_smallest)(const float* values, std::size_t n, std::size_t k);
+
+  // Moves the values <= limit (with their rows) to the front of the output, in order; returns how
+  // many. Output may be the input. Room for 16 more behind the output. rows == nullptr stands for
+  // 0, 1, 2, ...
+  std::size_t (*keep)(const float* values, const std::uint32_t* rows, std::size_t n, float limit,
+                      float* out_values, std::uint32_t* out_rows);
+};
+
+const Kernels& scalar_kernels();
+const Kernels* avx2_kernels();  // nullptr where this build has none
+const Kernels* avx512_kernels();
+
+}  // namespace delfsearch::kdtree

@@ -53,8 +53,6 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         nearest neighbour in the photo and d_k that of its farthest neighbour of all.
     merge_factor : after `add`, the new segment is merged with every segment up to merge_factor
         times its size, smallest first; so few segments remain. 0 never merges.
-    quantizer_sample : `fit` learns the 8-bit quantizer from all descriptors, or from this many
-        spread evenly where there are more; later additions use the same one.
     n_jobs : threads of the search, None means 1, -1 all cores. The answers do not depend on it.
     Learned: dimension_ (columns of the descriptors).
 
@@ -76,7 +74,6 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         max_candidates: int = 200,
         vote: str = "count",
         merge_factor: float = 4.0,
-        quantizer_sample: int = 1_000_000,
         n_jobs: int | None = None,
     ) -> None:
         self.method = method
@@ -87,7 +84,6 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         self.max_candidates = max_candidates
         self.vote = vote
         self.merge_factor = merge_factor
-        self.quantizer_sample = quantizer_sample
         self.n_jobs = n_jobs
 
     # -- building and changing ----------------------------------------------------------------
@@ -171,8 +167,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         records = tables.make_records(image_ids, photos, metadata)
         if photos:
             self._check_dimension(photos)
-            self._forget(image_ids)
-            self._append(pack(image_ids, photos, self.dimension_), records)
+            self._append(pack(image_ids, photos, self.dimension_), records, replaced=image_ids)
             self._merge_small()
 
     def remove(self, ids: Iterable[int] | NDArray[np.int64]) -> None:
@@ -473,7 +468,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
                 'method="ivf" (50-bit codes for a billion descriptors) is not available in this '
                 'release; use "kdtree" or "auto"'
             )
-        for name in ("k", "max_leaves", "leaf_size", "max_candidates", "quantizer_sample"):
+        for name in ("k", "max_leaves", "leaf_size", "max_candidates"):
             check_integer(getattr(self, name), name, minimum=1)
         check_choice(self.vote, "vote", ("count", "distance"))
         check_real(self.merge_factor, "merge_factor", minimum=0.0)
@@ -502,7 +497,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         return int(self._store.catalog.value("dimension"))
 
     def _options(self) -> TreeOptions:
-        return TreeOptions(self.leaf_size, self.clip_quantile, self.quantizer_sample, self.n_jobs)
+        return TreeOptions(self.leaf_size, self.clip_quantile, self.n_jobs)
 
     def _catalog_scalar(self, sql: str) -> Any:
         self._check_fitted()
@@ -532,14 +527,18 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
             segments.append(segment)
         self._view = View.of(segments)
 
-    def _append(self, chunk: Mapping[str, NDArray[Any]], records: Sequence[ImageRecord]) -> None:
-        """Make a segment of packed features and show it."""
-        quantizer = next(
-            (s.tree.quantizer_ for s in self._view.segments if s.tree is not None), None
-        )
-        segment = build_segment([chunk], self._options(), quantizer)
-        folder = self._store.add_folder("segment", segment.arrays())
-        segment.folder = folder
+    def _append(
+        self,
+        chunk: Mapping[str, NDArray[Any]],
+        records: Sequence[ImageRecord],
+        replaced: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Make a segment of packed features and show it, in place of the photos replaced."""
+        trees = [s.tree for s in self._view.segments if s.tree is not None]
+        segment = build_segment([chunk], self._options(), trees[0].quantizer_ if trees else None)
+        if replaced is not None:
+            self._forget(replaced)
+        segment.folder = self._store.add_folder("segment", segment.arrays())
         tables.insert_records(self._store, records)
         self._view = View.of([*self._view.segments, segment])
 

@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 from delfsearch.errors import IndexFormatError
 from delfsearch.features import LocalFeatures
 from delfsearch.index.quantized_kdtree import QuantizedKDTree
+from delfsearch.index.uniform_quantizer import UniformQuantizer
 
 Arrays = dict[str, NDArray[Any]]
 _TREE = "tree."
+# Rows that the quantizer is learned from at least, where there are as many.
+_QUANTIZER_ROWS = 2**18
 # Per-feature and per-photo arrays, with their dtype on disk and the number of columns.
 _ROW_ARRAYS = {"keypoints_xy": ("<f4", 2), "scores": ("<f4", 0), "scales": ("<f4", 0)}
 _PHOTO_ARRAYS = {"image_ids": "<i8", "offsets": "<i8"}
@@ -31,7 +34,6 @@ class TreeOptions:
 
     leaf_size: int
     clip_quantile: float
-    quantizer_sample: int
     n_jobs: int | None
 
     def new(self) -> QuantizedKDTree:
@@ -171,12 +173,14 @@ def pack(image_ids: Iterable[int], features: Sequence[LocalFeatures], dimension:
 
 
 def build_segment(
-    chunks: Sequence[Mapping[str, NDArray[Any]]], options: TreeOptions, quantizer: Any = None
+    chunks: Sequence[Mapping[str, NDArray[Any]]],
+    options: TreeOptions,
+    quantizer: UniformQuantizer | None = None,
 ) -> Segment:
     """Build one segment of packed chunks whose ids rise from chunk to chunk.
 
-    quantizer : the frozen one; None learns it from all rows, or from options.quantizer_sample rows
-    spread evenly over all where there are more.
+    quantizer : the frozen one; None learns it from all rows, or from 2**18 to 2**19 of them, evenly
+    spaced, where there are more.
     """
     image_ids = np.concatenate([chunk["image_ids"] for chunk in chunks])
     counts = np.concatenate([np.diff(chunk["offsets"]) for chunk in chunks])
@@ -232,20 +236,22 @@ def merge_segments(segments: Sequence[Segment], options: TreeOptions) -> Segment
     )
 
 
-def _tree_of(codes: NDArray[np.uint8], quantizer: Any, options: TreeOptions) -> QuantizedKDTree:
+def _tree_of(
+    codes: NDArray[np.uint8], quantizer: UniformQuantizer, options: TreeOptions
+) -> QuantizedKDTree:
     return QuantizedKDTree.from_codes(codes, quantizer, **options.new().get_params())
 
 
 def _learn_quantizer(
     chunks: Sequence[Mapping[str, NDArray[Any]]], n_rows: int, options: TreeOptions
-) -> Any:
-    step = -(-n_rows // options.quantizer_sample)
+) -> UniformQuantizer:
+    step = max(1, n_rows // _QUANTIZER_ROWS)
     parts, start = [], 0
     for chunk in chunks:
         if len(chunk["descriptors"]):
             parts.append(chunk["descriptors"][(-start) % step :: step])
         start += len(chunk["descriptors"])
-    return options.new().fit(np.ascontiguousarray(np.concatenate(parts))).quantizer_
+    return UniformQuantizer.learn(np.concatenate(parts), clip_quantile=options.clip_quantile)
 
 
 def _rows_of(offsets: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -253,4 +259,5 @@ def _rows_of(offsets: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArra
     counts = offsets[positions + 1] - offsets[positions]
     ends = np.cumsum(counts)
     shift = np.repeat(offsets[positions] - (ends - counts), counts)
-    return np.arange(int(ends[-1]) if len(ends) else 0, dtype=np.int64) + shift
+    rows: NDArray[np.int64] = np.arange(int(ends[-1]) if len(ends) else 0, dtype=np.int64) + shift
+    return rows

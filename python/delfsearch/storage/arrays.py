@@ -75,7 +75,8 @@ def map_array(path: Path, *, dtype: str, shape: Sequence[int], n_bytes: int) -> 
             f"{dtype} {tuple(shape)}"
         )
     # A plain view: slicing np.memmap is slow, and the view keeps the map alive.
-    return array.view(np.ndarray)
+    view: NDArray[Any] = array.view(np.ndarray)
+    return view
 
 
 def array_bytes(arrays: Mapping[str, NDArray[Any]]) -> int:

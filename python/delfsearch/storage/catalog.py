@@ -135,6 +135,7 @@ class Catalog:
 
     def _create_tables(self) -> None:
         execute = self._connection.execute
+        execute("PRAGMA page_size = 2048")
         execute("BEGIN IMMEDIATE")
         execute(f"PRAGMA application_id = {APPLICATION_ID}")
         execute(f"PRAGMA user_version = {FORMAT_VERSION}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from delfsearch._validation import check_real
-from delfsearch.storage.catalog import to_json
+from delfsearch.storage.catalog import TABLES, to_json
 
 _TEXT = ("path", "content_hash", "label")
 _DEGREES = {"latitude": 90.0, "longitude": 180.0}
@@ -38,8 +38,8 @@ class ImageRecord:
     @staticmethod
     def from_row(row: tuple[Any, ...]) -> ImageRecord:
         """Decode a row of the images table."""
-        *columns, metadata = row
-        return ImageRecord(*columns, json.loads(metadata))
+        fields = dict(zip(TABLES["images"], row))
+        return ImageRecord(**{**fields, "metadata": json.loads(row[-1])})
 
     def to_row(self) -> tuple[Any, ...]:
         """Encode as a row of the images table."""

@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 
-from delfsearch._validation import check_choice, check_integer, check_real
-from delfsearch.errors import IndexFormatError, PhotoError
+from delfsearch._validation import check_choice, check_integer
+from delfsearch.boxes import Box, PhotoPart, crop, inside
+from delfsearch.errors import IndexFormatError
 from delfsearch.evaluation.folder import PhotoFolder
 from delfsearch.features import LocalFeatures
 from delfsearch.index.builder import IndexBuilder, IndexUpdater
 from delfsearch.index.delf_index import DelfIndex
+from delfsearch.intake import Progress, take_in
 from delfsearch.matches import Hit
 from delfsearch.storage.arrays import hash_file
 from delfsearch.storage.photo_files import (
@@ -35,15 +34,12 @@ from delfsearch.storage.photo_files import (
     name_of,
     printable,
 )
-from delfsearch.storage.records import NotIndexed
 from delfsearch.verification.verifier import Verifier
 
 if TYPE_CHECKING:
     from delfsearch.extraction.extractor import DelfExtractor
 
-Box = tuple[float, float, float, float]
 Labels = Mapping[Any, str] | Sequence[str | None] | None
-Progress = Callable[[int, int, float, str], None]
 
 # Parameters of an extractor that belong to the machine: they may differ when a run is resumed.
 _MACHINE = ("device", "n_jobs", "verbose", "batch_size")
@@ -114,7 +110,9 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
             extractor = self._freeze_extractor(builder, items)
             known = builder.known_names
             todo = [item for item in items if printable(item.name) not in known]
-            self._take_in(extractor, todo, builder, progress, total=len(items))
+            take_in(
+                extractor, todo, builder, progress, total=len(items), duplicates=self.duplicates
+            )
             verifier = Verifier() if self.verifier is None else clone(self.verifier)
             place = None if index_path is None else Path(index_path)
             builder.attach("search", _settings(verifier, self.duplicates, root, place), {})
@@ -141,7 +139,14 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
         _, items = _list(photos, labels, self.photo_root_)
         updater = IndexUpdater(self.index_)
         changed = [item for item in items if not self._is_current(item)]
-        self._take_in(self.extractor_, changed, updater, progress, total=len(items))
+        take_in(
+            self.extractor_,
+            changed,
+            updater,
+            progress,
+            total=len(items),
+            duplicates=self.duplicates,
+        )
         return updater.ids
 
     def remove(self, photos: Iterable[int | PathLike]) -> list[int]:
@@ -178,14 +183,13 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
         be read, ValueError where the index is empty or the box lies outside the photo.
         Source: Sec. 5.2; Sec. 4.1 for the box (crop, then extract).
         """
-        answer = self.query_many(
+        return self.query_many(
             [photo],
             boxes=[box],
             top=top,
             min_inliers=min_inliers,
             exclude_ids=None if exclude_ids is None else [exclude_ids],
         )[0]
-        return answer
 
     def query_many(
         self,
@@ -366,99 +370,6 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
         machine = {k: v for k, v in given.get_params(deep=False).items() if k in _MACHINE}
         return type(given).from_state(*stored).set_params(**machine)
 
-    def _take_in(
-        self,
-        extractor: Any,
-        items: Sequence[PhotoFile],
-        intake: IndexBuilder | IndexUpdater,
-        progress: Progress | None,
-        *,
-        total: int,
-    ) -> None:
-        """Extract photos in order and hand them to the index under construction."""
-        started = time.monotonic()
-        done = total - len(items)
-        try:
-            for item, outcome in self._outcomes(extractor, items, intake):
-                name = printable(item.name)
-                if isinstance(outcome, _Duplicate):
-                    intake.note_duplicate(name, outcome.content_hash, outcome.first)
-                elif isinstance(outcome, _Extracted):
-                    intake.add(
-                        outcome.features,
-                        {
-                            "path": name,
-                            "label": item.label,
-                            "content_hash": outcome.content_hash,
-                        },
-                    )
-                else:
-                    intake.note(NotIndexed(name, outcome))
-                if intake.due:
-                    intake.commit()
-                done += 1
-                if progress is not None:
-                    progress(done, total, time.monotonic() - started, name)
-        except KeyboardInterrupt:
-            intake.commit()  # what is extracted is kept
-            raise
-        intake.commit()
-
-    def _outcomes(
-        self, extractor: Any, items: Sequence[PhotoFile], intake: IndexBuilder | IndexUpdater
-    ) -> Iterator[tuple[PhotoFile, _Outcome]]:
-        """Yield, in order, what became of each photo: features, a duplicate, or why neither."""
-        # The extractor reads ahead; what it has been given and not yet returned waits here, with
-        # the duplicates and unreadable files between, which it never sees.
-        waiting: deque[tuple[PhotoFile, str, _Outcome | None]] = deque()
-        first_with: dict[str, str] = {}
-
-        def admitted() -> Iterator[Path]:
-            for item in items:
-                content_hash = ""
-                verdict: _Outcome | None = None
-                try:
-                    item.name.encode()
-                    content_hash = hash_file(item.file)
-                except UnicodeEncodeError:
-                    verdict = "its name is not valid Unicode; rename it"
-                except OSError as error:
-                    verdict = f"it cannot be read: {error.strerror or error}"
-                if verdict is None and self.duplicates == "once":
-                    verdict = self._duplicate(item, content_hash, first_with, intake)
-                waiting.append((item, content_hash, verdict))
-                if verdict is None:
-                    yield item.file
-
-        for _, result in extractor.stream(admitted()):
-            item, content_hash, verdict = waiting.popleft()
-            while verdict is not None:
-                yield item, verdict
-                item, content_hash, verdict = waiting.popleft()
-            if isinstance(result, PhotoError):
-                yield item, str(result)
-            else:
-                yield item, _Extracted(result, content_hash)
-        for item, _, verdict in waiting:
-            if verdict is None:
-                raise RuntimeError(f"the extractor gave no answer for {item.name!r}")
-            yield item, verdict
-
-    def _duplicate(
-        self,
-        item: PhotoFile,
-        content_hash: str,
-        first_with: dict[str, str],
-        intake: IndexBuilder | IndexUpdater,
-    ) -> _Duplicate | None:
-        first = first_with.setdefault(content_hash, item.name)
-        if first != item.name:
-            return _Duplicate(content_hash, first)
-        known = intake.with_content(content_hash)
-        if known is None or known.path == item.name:
-            return None
-        return _Duplicate(content_hash, str(known.path))
-
     def _is_current(self, item: PhotoFile) -> bool:
         found = self.index_.find(path=printable(item.name))
         if not found:
@@ -478,23 +389,22 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
 
     def _extract(self, photos: Sequence[Any], boxes: Sequence[Box | None]) -> list[LocalFeatures]:
         """Extract query photos, each from its box, with keypoints in pixels of the whole photo."""
-        given = [isinstance(photo, LocalFeatures) for photo in photos]
-        parts = [
-            _Part(photo, (0, 0), None) if box is None or ready else _crop(photo, box)
-            for photo, box, ready in zip(photos, boxes, given)
-        ]
-        wanted = [part.photo for part, ready in zip(parts, given) if not ready]
-        fresh = iter(self.extractor_.stream(wanted) if wanted else ())
-        features: list[LocalFeatures] = []
-        for part, box, ready in zip(parts, boxes, given):
-            if ready:
-                features.append(part.photo if box is None else _inside(part.photo, box))
+        features: list[LocalFeatures | None] = []
+        parts: list[Any] = []
+        for photo, box in zip(photos, boxes):
+            if isinstance(photo, LocalFeatures):
+                features.append(photo if box is None else inside(photo, box))
                 continue
-            _, result = next(fresh)
-            if isinstance(result, PhotoError):
-                raise result
-            features.append(part.to_whole(result))
-        return features
+            features.append(None)
+            limit = getattr(self.extractor_, "max_pixels", None)
+            parts.append(photo if box is None else crop(photo, box, max_pixels=limit))
+        images = [part.photo if isinstance(part, PhotoPart) else part for part in parts]
+        extracted = iter(self.extractor_.transform(images) if images else ())
+        whole = (
+            part.to_whole(found) if isinstance(part, PhotoPart) else found
+            for part, found in zip(parts, extracted)
+        )
+        return [next(whole) if found is None else found for found in features]
 
     def _with_path(self, hit: Hit) -> Hit:
         record = self.index_.image(hit.id)
@@ -506,67 +416,6 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
         if relative is None or place is None:
             return None
         return Path(os.path.normpath(place.absolute() / relative))
-
-
-class _Extracted(NamedTuple):
-    features: LocalFeatures
-    content_hash: str
-
-
-class _Duplicate(NamedTuple):
-    content_hash: str
-    first: str
-
-
-# The text says why there are no features.
-_Outcome = _Extracted | _Duplicate | str
-
-
-class _Part(NamedTuple):
-    """A photo, or the part of one that begins at origin; size is that of the whole."""
-
-    photo: Any
-    origin: tuple[int, int]
-    size: tuple[int, int] | None
-
-    def to_whole(self, features: LocalFeatures) -> LocalFeatures:
-        if self.size is None:
-            return features
-        return dataclasses.replace(
-            features,
-            keypoints_xy=features.keypoints_xy + np.array(self.origin, np.float32),
-            image_size=self.size,
-        )
-
-
-def _crop(photo: Any, box: Box) -> _Part:
-    from delfsearch.extraction.photos import open_photo
-
-    image = open_photo(photo).image
-    x0, y0, x1, y1 = _check_box(box)
-    left, top = max(0, math.floor(x0)), max(0, math.floor(y0))
-    right, bottom = min(image.width, math.ceil(x1)), min(image.height, math.ceil(y1))
-    if left >= right or top >= bottom:
-        raise ValueError(
-            f"box must lie in the photo of {image.width} x {image.height} pixels; got {box}"
-        )
-    return _Part(image.crop((left, top, right, bottom)), (left, top), image.size)
-
-
-def _inside(features: LocalFeatures, box: Box) -> LocalFeatures:
-    x0, y0, x1, y1 = _check_box(box)
-    x, y = features.keypoints_xy.T
-    return features[(x >= x0) & (x < x1) & (y >= y0) & (y < y1)]
-
-
-def _check_box(box: Any) -> Box:
-    try:
-        x0, y0, x1, y1 = (check_real(value, "box") for value in box)
-    except (TypeError, ValueError):
-        raise ValueError(f"box must be four finite numbers (x0, y0, x1, y1); got {box!r}") from None
-    if not (x0 < x1 and y0 < y1):
-        raise ValueError(f"box must have x0 < x1 and y0 < y1; got {box!r}")
-    return x0, y0, x1, y1
 
 
 def _list(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from delfsearch.index.delf_index import DelfIndex
 from delfsearch.index.segment import build_segment, check_layout, pack
 from delfsearch.storage import tables
 from delfsearch.storage.catalog import FILE_NAME
-from delfsearch.storage.records import ImageRecord, NotIndexed
+from delfsearch.storage.records import NotIndexed
 from delfsearch.storage.store import BUILDING, IndexStore
 
 # A commit costs milliseconds and the features of one photo often seconds: at most a minute is lost.
@@ -23,13 +22,14 @@ _COMMIT_PHOTOS = 256
 _COMMIT_SECONDS = 60.0
 
 
-class _Intake(ABC):
+class _Intake:
     """What IndexBuilder and IndexUpdater share: photos wait in RAM until the next commit."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: IndexStore) -> None:
+        self._store = store
         self._photos: list[LocalFeatures] = []
         self._metadata: list[Mapping[str, Any]] = []
-        self._notes: list[NotIndexed] = []
+        self._refused: list[NotIndexed] = []
         self._duplicates: list[tuple[str, str, str]] = []
         self._since = time.monotonic()
 
@@ -38,25 +38,25 @@ class _Intake(ABC):
         self._photos.append(features)
         self._metadata.append(metadata)
 
-    def note(self, entry: NotIndexed) -> None:
-        """Take note of a photo that is not indexed."""
-        self._notes.append(entry)
+    def note_refused(self, name: str, reason: str, content_hash: str | None) -> None:
+        """Take note of a photo that cannot be indexed."""
+        self._refused.append(NotIndexed(name, reason, None, content_hash))
 
     def note_duplicate(self, name: str, content_hash: str, first_name: str) -> None:
         """Take note of a photo with the content of another, which came before it."""
         self._duplicates.append((name, content_hash, first_name))
 
+    def first_with_content(self, content_hash: str) -> str | None:
+        """Return the name of the committed photo with this content, or None."""
+        return tables.first_with_content(self._store, content_hash)
+
     @property
     def due(self) -> bool:
         """Whether it is time to commit."""
-        waiting = len(self._photos) + len(self._notes) + len(self._duplicates)
+        waiting = len(self._photos) + len(self._refused) + len(self._duplicates)
         return waiting >= _COMMIT_PHOTOS or (
             waiting > 0 and time.monotonic() - self._since > _COMMIT_SECONDS
         )
-
-    @abstractmethod
-    def with_content(self, content_hash: str) -> ImageRecord | None:
-        """Return the first committed photo with this content, or None."""
 
     def _taken_photos(self) -> tuple[list[LocalFeatures], list[Mapping[str, Any]]]:
         taken = (self._photos, self._metadata)
@@ -64,18 +64,18 @@ class _Intake(ABC):
         self._since = time.monotonic()
         return taken
 
-    def _taken_notes(self) -> list[NotIndexed]:
-        """Return the notes; to be called when the photos are in the catalog."""
-        notes = self._notes
+    def _write_notes(self) -> None:
+        """Write the notes into the catalog, which must hold the photos by now."""
+        notes = self._refused
         for name, content_hash, first_name in self._duplicates:
-            first = self.with_content(content_hash)
+            first = tables.image_with_content(self._store, content_hash)
             if first is None:
-                reason = f"same content as {first_name}, which could not be indexed"
+                reason = f"it has the same content as {first_name}, which could not be indexed"
+                notes.append(NotIndexed(name, reason))
             else:
-                reason = f"same content as {first_name}"
-            notes.append(NotIndexed(name, reason, None if first is None else first.id))
-        self._notes, self._duplicates = [], []
-        return notes
+                notes.append(NotIndexed(name, f"it has the same content as {first.path}", first.id))
+        tables.note_not_indexed(self._store, notes)
+        self._refused, self._duplicates = [], []
 
 
 class IndexBuilder(_Intake):
@@ -89,21 +89,9 @@ class IndexBuilder(_Intake):
     """
 
     def __init__(self, index: DelfIndex, path: Path | None) -> None:
-        super().__init__()
         index._check_parameters()
         self._index = index
-        if path is None:
-            self._store = IndexStore.in_memory()
-        elif (path / FILE_NAME).exists():
-            self._store = IndexStore.open(path)
-            if self._store.state != BUILDING:
-                n_photos = self._store.catalog.scalar("SELECT count(*) FROM images")
-                raise FileExistsError(
-                    f"{path} already holds an index of {n_photos} photos; add to it, delete it, or "
-                    "give another folder"
-                )
-        else:
-            self._store = IndexStore.create(path)
+        super().__init__(_open_building(path))
 
     @property
     def known_names(self) -> set[str]:
@@ -111,11 +99,6 @@ class IndexBuilder(_Intake):
         catalog = self._store.catalog
         names = {row[1] for row in catalog.iterate("images")}
         return names | {row[0] for row in catalog.iterate("not_indexed")}
-
-    def with_content(self, content_hash: str) -> ImageRecord | None:
-        """Return the first committed photo with this content, or None."""
-        rows = self._store.catalog.select("images", "content_hash = ?", (content_hash,))
-        return ImageRecord.from_row(rows[0]) if rows else None
 
     def attach(
         self, title: str, parameters: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
@@ -137,7 +120,7 @@ class IndexBuilder(_Intake):
             dimension = self._dimension(photos)
             tables.insert_records(self._store, tables.make_records(image_ids, photos, metadata))
             self._store.add_folder("chunk", pack(image_ids, photos, dimension))
-        tables.note_not_indexed(self._store, self._taken_notes())
+        self._write_notes()
         self._store.commit()
 
     def finish(self) -> DelfIndex:
@@ -151,7 +134,7 @@ class IndexBuilder(_Intake):
         if not folders:
             refused = store.catalog.select("not_indexed")
             store.discard()
-            reasons = "".join(f"\n  {path}: {reason}" for path, reason, _ in refused[:3])
+            reasons = "".join(f"\n  {path}: {reason}" for path, reason, *_ in refused[:3])
             raise ValueError(
                 f"photos must hold at least one readable photo; none of {len(refused)} is:{reasons}"
             )
@@ -164,10 +147,9 @@ class IndexBuilder(_Intake):
         for folder in folders:
             store.drop_folder(folder)
         store.add_folder("segment", segment.arrays())
-        self._index._attach_store(store)
-        self._index._store_parameters()
+        self._index._store_parameters(store)
         store.finish()
-        self._index._load_view()
+        self._index._adopt(store)
         return self._index
 
     def close(self) -> None:
@@ -196,14 +178,9 @@ class IndexUpdater(_Intake):
     """Takes photos into an existing index: new paths get new ids, changed photos keep theirs."""
 
     def __init__(self, index: DelfIndex) -> None:
-        super().__init__()
+        super().__init__(index._store)
         self._index = index
         self.ids: list[int] = []  # of the photos taken in so far, in their order
-
-    def with_content(self, content_hash: str) -> ImageRecord | None:
-        """Return the first indexed photo with this content, or None."""
-        found = self._index.find(content_hash=content_hash)
-        return found[0] if found else None
 
     def commit(self) -> None:
         """Take the waiting photos into the index, and save it where it lives in a folder."""
@@ -222,10 +199,26 @@ class IndexUpdater(_Intake):
             added = self._index.add([photos[i] for i in new], metadata=[metadata[i] for i in new])
             for i, image_id in zip(new, added.tolist()):
                 ids[i] = image_id
-        self._index.set_not_indexed(self._taken_notes())
+        self._write_notes()
         if self._index.path is not None:
             self._index.save()
         self.ids += ids
+
+
+def _open_building(path: Path | None) -> IndexStore:
+    if path is None:
+        return IndexStore.in_memory()
+    if not (path / FILE_NAME).exists():
+        return IndexStore.create(path)
+    store = IndexStore.open(path)
+    if store.state != BUILDING:
+        n_photos = store.catalog.scalar("SELECT count(*) FROM images")
+        store.close()
+        raise FileExistsError(
+            f"{path} already holds an index of {n_photos} photos; add to it, delete it, or give "
+            "another folder"
+        )
+    return store
 
 
 def _over(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

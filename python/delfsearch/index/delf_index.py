@@ -22,14 +22,8 @@ from delfsearch._validation import (
 )
 from delfsearch.errors import IndexFormatError
 from delfsearch.features import LocalFeatures
-from delfsearch.index.aggregation import View
-from delfsearch.index.segment import (
-    Segment,
-    TreeOptions,
-    build_segment,
-    merge_segments,
-    pack,
-)
+from delfsearch.index.segment import TreeOptions, pack
+from delfsearch.index.segment_set import SegmentSet
 from delfsearch.matches import Matches
 from delfsearch.storage import tables
 from delfsearch.storage.records import ImageRecord, NotIndexed
@@ -110,10 +104,12 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         image_ids = _check_ids(ids, len(photos), "ids") if ids is not None else range(len(photos))
         records = tables.make_records(image_ids, photos, metadata)
         dimension = _dimension_of(photos)
-        self._attach_store(IndexStore.in_memory())
-        self._store.catalog.set_value("dimension", dimension)
-        self._load_view()
-        self._append(pack(image_ids, photos, dimension), records)
+        chunk = pack(image_ids, photos, dimension)
+        store = IndexStore.in_memory()
+        store.catalog.set_value("dimension", dimension)
+        segments = SegmentSet(store, self._options())
+        segments.append(chunk, records)
+        self._store, self._segments = store, segments
         return self
 
     def add(
@@ -143,8 +139,8 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         records = tables.make_records(image_ids, photos, metadata)
         if photos:
             self._check_dimension(photos)
-            self._append(pack(image_ids, photos, self.dimension_), records)
-            self._merge_small()
+            self._segments.append(pack(image_ids, photos, self.dimension_), records)
+            self._segments.merge_small(self.merge_factor)
         return image_ids
 
     def update(
@@ -167,8 +163,9 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         records = tables.make_records(image_ids, photos, metadata)
         if photos:
             self._check_dimension(photos)
-            self._append(pack(image_ids, photos, self.dimension_), records, replaced=image_ids)
-            self._merge_small()
+            chunk = pack(image_ids, photos, self.dimension_)
+            self._segments.append(chunk, records, replaced=image_ids)
+            self._segments.merge_small(self.merge_factor)
 
     def remove(self, ids: Iterable[int] | NDArray[np.int64]) -> None:
         """Remove photos; their ids are never used again. KeyError where one is not in the index."""
@@ -176,16 +173,17 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         image_ids = np.unique(_as_ids(list(ids), "ids"))
         for image_id in image_ids:
             self.image(int(image_id))
-        self._forget(image_ids)
+        self._segments.forget(image_ids)
         for image_id in image_ids:
             self._store.catalog.delete("not_indexed", "image_id = ?", (int(image_id),))
-        self._merge_small()
+        self._segments.merge_small(self.merge_factor)
 
     def merge(self) -> DelfIndex:
         """Rebuild all segments as one, without the photos that were removed; returns self."""
         self._check_fitted()
-        if len(self._view.segments) > 1 or any(s.removed.any() for s in self._view.segments):
-            self._merge(list(self._view.segments))
+        segments = self._segments.view.segments
+        if len(segments) > 1 or any(segment.removed.any() for segment in segments):
+            self._segments.merge(segments)
         return self
 
     # -- searching ----------------------------------------------------------------------------
@@ -234,7 +232,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         """
         self._check_parameters()
         self._check_fitted()
-        view = self._view
+        view = self._segments.view
         k = check_integer(self.k if k is None else k, "k", minimum=1)
         leaves = self.max_leaves if max_leaves is None else max_leaves
         leaves = check_integer(leaves, "max_leaves", minimum=1)
@@ -325,7 +323,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
     def features_of(self, image_id: int) -> LocalFeatures:
         """Return the features of a photo, descriptors decoded from their 8-bit codes (float32)."""
         record = self.image(image_id)
-        segment, at = self._locate(record.id)
+        segment, at = self._segments.locate(record.id)
         rows = slice(int(segment.offsets[at]), int(segment.offsets[at + 1]))
         descriptors = np.zeros((0, self.dimension_), np.float32)
         if segment.tree is not None:
@@ -341,31 +339,12 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
     def memory_usage(self) -> dict[str, float]:
         """Return bytes by part: codes_and_tree, keypoints, scores_and_scales, photos, total.
 
-        mapped : how much of the total is memory-mapped from disk and needs RAM only while used.
-        tree_bytes_per_descriptor, bytes_per_descriptor : without and with what verification reads.
+        mapped : how many of them are memory-mapped from disk and need RAM only while they are used.
+        tree_bytes_per_descriptor, bytes_per_descriptor : of the tree alone, and of everything.
+        The image table (paths, labels, metadata) stays in its file and is not counted.
         """
         self._check_fitted()
-        parts = {"codes_and_tree": 0.0, "keypoints": 0.0, "scores_and_scales": 0.0}
-        photos = float(self._view.nbytes)
-        mapped = 0.0
-        for segment in self._view.segments:
-            tree = 0 if segment.tree is None else _bytes(segment.tree.arrays().values())
-            parts["codes_and_tree"] += tree
-            parts["keypoints"] += segment.keypoints_xy.nbytes
-            parts["scores_and_scales"] += segment.scores.nbytes + segment.scales.nbytes
-            photos += segment.image_ids.nbytes + segment.offsets.nbytes
-            if self._store.path is not None:
-                mapped += _bytes(segment.arrays().values())
-        parts["photos"] = photos
-        n_rows = max(1, sum(segment.n_rows for segment in self._view.segments))
-        total = sum(parts.values())
-        return {
-            **parts,
-            "total": total,
-            "mapped": mapped,
-            "tree_bytes_per_descriptor": parts["codes_and_tree"] / n_rows,
-            "bytes_per_descriptor": total / n_rows,
-        }
+        return self._segments.memory_usage()
 
     # -- on disk ------------------------------------------------------------------------------
 
@@ -382,14 +361,14 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         target = None if path is None else Path(path)
         if target is None and self._store.path is None:
             raise ValueError("path must be given: this index lives in RAM and has no folder yet")
-        self._store_parameters()
+        self._store_parameters(self._store)
         if target is None or (
             self._store.path is not None and _same_folder(target, self._store.path)
         ):
             self._store.commit()
         else:
             self._store.copy_to(target)
-        self._load_view()
+        self._segments.load()  # by memory map, where it was in RAM
         return self
 
     @classmethod
@@ -423,8 +402,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         try:
             index = cls(**parameters, n_jobs=n_jobs)
             index._check_parameters()
-            index._attach_store(store)
-            index._load_view()
+            index._adopt(store)
         except TypeError as error:
             raise IndexFormatError(f"{store.path} is damaged: {error}") from error
         return index
@@ -485,7 +463,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
 
     def _check_dimension(self, photos: Sequence[LocalFeatures]) -> None:
         filled = [photo for photo in photos if len(photo)]
-        if filled and self.n_descriptors == 0 and not any(s.n_rows for s in self._view.segments):
+        if filled and not self._segments.has_rows:
             self._store.catalog.set_value("dimension", _dimension_of(filled))
         for photo in filled:
             self._check_descriptors(photo)
@@ -496,9 +474,6 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         self._check_fitted()
         return int(self._store.catalog.value("dimension"))
 
-    def _options(self) -> TreeOptions:
-        return TreeOptions(self.leaf_size, self.clip_quantile, self.n_jobs)
-
     def _catalog_scalar(self, sql: str) -> Any:
         self._check_fitted()
         return self._store.catalog.scalar(sql)
@@ -506,87 +481,21 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
     def _next_id(self) -> int:
         return int(self._store.catalog.value("next_id", 0))
 
-    def _attach_store(self, store: IndexStore) -> None:
-        self._store = store
+    def _options(self) -> TreeOptions:
+        return TreeOptions(self.leaf_size, self.clip_quantile, self.n_jobs)
 
-    def _store_parameters(self) -> None:
+    def _adopt(self, store: IndexStore) -> None:
+        """Show what a store holds."""
+        segments = SegmentSet(store, self._options())
+        segments.load()
+        self._store, self._segments = store, segments
+
+    def _store_parameters(self, store: IndexStore) -> None:
         parameters = {
             name: value for name, value in self.get_params().items() if name not in _NOT_STORED
         }
-        if self._store.catalog.value("index") != parameters:
-            self._store.catalog.set_value("index", parameters)
-
-    def _load_view(self) -> None:
-        """Map the segments that the catalog names, with its deletions applied."""
-        segments = []
-        for folder in self._store.folders("segment"):
-            segment = Segment.from_arrays(self._store.arrays(folder), folder, self._options())
-            removed = self._store.catalog.select("deletions", "folder = ?", (folder,))
-            if removed:
-                segment.remove(np.array([image_id for _, image_id in removed], np.int64))
-            segments.append(segment)
-        self._view = View.of(segments)
-
-    def _append(
-        self,
-        chunk: Mapping[str, NDArray[Any]],
-        records: Sequence[ImageRecord],
-        replaced: NDArray[np.int64] | None = None,
-    ) -> None:
-        """Make a segment of packed features and show it, in place of the photos replaced."""
-        trees = [s.tree for s in self._view.segments if s.tree is not None]
-        segment = build_segment([chunk], self._options(), trees[0].quantizer_ if trees else None)
-        if replaced is not None:
-            self._forget(replaced)
-        segment.folder = self._store.add_folder("segment", segment.arrays())
-        tables.insert_records(self._store, records)
-        self._view = View.of([*self._view.segments, segment])
-
-    def _locate(self, image_id: int) -> tuple[Segment, int]:
-        for segment in self._view.segments:
-            at = segment.position(image_id)
-            if at is not None:
-                return segment, at
-        raise IndexFormatError(f"the index is damaged: no segment holds photo {image_id}")
-
-    def _forget(self, image_ids: NDArray[np.int64]) -> None:
-        """Delete photos from the image table and their features from the segments."""
-        catalog = self._store.catalog
-        by_segment: dict[str, list[int]] = {}
-        for image_id in image_ids.tolist():
-            segment, _ = self._locate(image_id)
-            by_segment.setdefault(segment.folder, []).append(image_id)
-            catalog.delete("images", "id = ?", (image_id,))
-        for segment in self._view.segments:
-            if segment.folder in by_segment:
-                removed = by_segment[segment.folder]
-                segment.remove(np.array(removed, np.int64))
-                catalog.insert("deletions", [(segment.folder, image_id) for image_id in removed])
-
-    def _merge_small(self) -> None:
-        """Merge the smallest segments while their neighbours in size are not much larger."""
-        if self.merge_factor == 0:
-            return
-        by_size = sorted(self._view.segments, key=lambda s: (s.n_live_rows, s.folder))
-        group = by_size[:1]
-        size = max(1, group[0].n_live_rows) if group else 0
-        for segment in by_size[1:]:
-            if segment.n_live_rows > self.merge_factor * size:
-                break
-            group.append(segment)
-            size += segment.n_live_rows
-        mostly_dead = [s for s in by_size if s not in group and 2 * s.n_live_rows < s.n_rows]
-        for chosen in ([group] if len(group) > 1 else []) + [[s] for s in mostly_dead]:
-            self._merge(chosen)
-
-    def _merge(self, segments: Sequence[Segment]) -> None:
-        merged = merge_segments(segments, self._options())
-        folder = self._store.add_folder("segment", merged.arrays())
-        merged.folder = folder
-        for segment in segments:
-            self._store.drop_folder(segment.folder)
-        kept = [s for s in self._view.segments if s not in segments]
-        self._view = View.of([*kept, merged])
+        if store.catalog.value("index") != parameters:
+            store.catalog.set_value("index", parameters)
 
 
 def _check_features(features: Any, name: str) -> LocalFeatures:
@@ -634,10 +543,6 @@ def _batches(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
         total += count
     if start < len(counts):
         yield start, len(counts)
-
-
-def _bytes(arrays: Iterable[NDArray[Any]]) -> int:
-    return sum(array.nbytes for array in arrays)
 
 
 def _same_folder(a: Path, b: Path) -> bool:

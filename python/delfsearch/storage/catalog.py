@@ -41,7 +41,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "folders": ("name", "kind"),
     "arrays": ("folder", "name", "dtype", "shape", "n_bytes", "blake2b"),
     "deletions": ("folder", "image_id"),
-    "not_indexed": ("path", "reason", "image_id"),
+    "not_indexed": ("path", "reason", "image_id", "content_hash"),
 }
 _KEYS = {
     "meta": ("name",),
@@ -63,9 +63,10 @@ CREATE TABLE arrays (folder TEXT, name TEXT, dtype TEXT NOT NULL, shape TEXT NOT
     n_bytes INTEGER NOT NULL, blake2b TEXT NOT NULL, PRIMARY KEY (folder, name)) WITHOUT ROWID;
 CREATE TABLE deletions (folder TEXT, image_id INTEGER, PRIMARY KEY (folder, image_id))
     WITHOUT ROWID;
-CREATE TABLE not_indexed (path TEXT PRIMARY KEY, reason TEXT NOT NULL, image_id INTEGER)
-    WITHOUT ROWID;
+CREATE TABLE not_indexed (path TEXT PRIMARY KEY, reason TEXT NOT NULL, image_id INTEGER,
+    content_hash TEXT) WITHOUT ROWID;
 CREATE INDEX not_indexed_image ON not_indexed (image_id);
+CREATE INDEX not_indexed_content_hash ON not_indexed (content_hash);
 CREATE TABLE checksums (name TEXT PRIMARY KEY, n_rows INTEGER NOT NULL, sum TEXT NOT NULL)
     WITHOUT ROWID;
 """

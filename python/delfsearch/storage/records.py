@@ -62,12 +62,13 @@ class NotIndexed:
     """A photo that was offered and is not in the index under its own path.
 
     reason : why. duplicate_of : the id of the photo with the same content, None where the photo
-    was refused.
+    was refused. content_hash : of a file that could be read and yet was refused.
     """
 
     path: str
     reason: str
     duplicate_of: int | None = None
+    content_hash: str | None = None
 
 
 def split_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:

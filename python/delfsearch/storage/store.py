@@ -126,6 +126,10 @@ class IndexStore:
             }
         return self._loaded[folder]
 
+    def is_stored(self, folder: str) -> bool:
+        """Return whether the arrays of a folder are on disk."""
+        return self.path is not None and folder not in self._pending
+
     def add_folder(self, kind: str, arrays: Mapping[str, NDArray[Any]]) -> str:
         """Take arrays into the open transaction; returns the name of their folder."""
         for name in arrays:

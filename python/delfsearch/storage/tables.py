@@ -102,4 +102,20 @@ def note_not_indexed(store: IndexStore, entries: Iterable[NotIndexed]) -> None:
     """Note photos that were refused or are duplicates, each path once."""
     for entry in entries:
         store.catalog.delete("not_indexed", "path = ?", (entry.path,))
-        store.catalog.insert("not_indexed", [(entry.path, entry.reason, entry.duplicate_of)])
+        row = (entry.path, entry.reason, entry.duplicate_of, entry.content_hash)
+        store.catalog.insert("not_indexed", [row])
+
+
+def image_with_content(store: IndexStore, content_hash: str) -> ImageRecord | None:
+    """Return the first photo with this content, or None."""
+    rows = store.catalog.select("images", "content_hash = ?", (content_hash,))
+    return ImageRecord.from_row(rows[0]) if rows else None
+
+
+def first_with_content(store: IndexStore, content_hash: str) -> str | None:
+    """Return the path of the photo with this content that was indexed, or else refused."""
+    image = image_with_content(store, content_hash)
+    if image is not None:
+        return image.path
+    refused = store.catalog.select("not_indexed", "content_hash = ?", (content_hash,))
+    return str(refused[0][0]) if refused else None

@@ -1,0 +1,160 @@
+"""The segments of an index and how they change: appended, thinned out, merged.
+
+A log-structured merge: additions make small segments, and a segment is merged with those not much
+larger than itself, so n photos added one by one leave O(log n) segments and each is rewritten
+O(log n) times. All segments share one quantizer, so what a query finds does not depend on how the
+photos are spread over them (as long as it visits all leaves).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from delfsearch.errors import IndexFormatError
+from delfsearch.index.aggregation import View
+from delfsearch.index.segment import Segment, TreeOptions, build_segment, merge_segments
+from delfsearch.storage import tables
+from delfsearch.storage.records import ImageRecord
+from delfsearch.storage.store import IndexStore
+
+
+class SegmentSet:
+    """The segments that a store holds. Reading `view` is safe beside a change: it is replaced."""
+
+    def __init__(self, store: IndexStore, options: TreeOptions) -> None:
+        self.store = store
+        self.options = options
+        self.view = View.of([])
+
+    def load(self) -> None:
+        """Map the segments that the catalog names, with its deletions applied.
+
+        Raises IndexFormatError where they do not hold what the image table says.
+        """
+        catalog = self.store.catalog
+        segments = []
+        for folder in self.store.folders("segment"):
+            segment = Segment.from_arrays(self.store.arrays(folder), folder, self.options)
+            removed = catalog.select("deletions", "folder = ?", (folder,))
+            if removed:
+                segment.remove(np.array([image_id for _, image_id in removed], np.int64))
+            segments.append(segment)
+        counts = [(int((~segment.removed).sum()), segment.n_live_rows) for segment in segments]
+        photos, rows = (sum(count[i] for count in counts) for i in (0, 1))
+        if photos != catalog.scalar("SELECT count(*) FROM images") or rows != catalog.scalar(
+            "SELECT coalesce(sum(n_features), 0) FROM images"
+        ):
+            raise IndexFormatError(
+                f"{self.store.path} is damaged: its segments hold {photos} photos with {rows} "
+                "features and its image table does not say so"
+            )
+        dimensions = {s.tree.n_features_in_ for s in segments if s.tree is not None}
+        if not dimensions <= {catalog.value("dimension")}:
+            raise IndexFormatError(f"{self.store.path} is damaged: segments differ in dimension")
+        self.view = View.of(segments)
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether there is any feature, deleted ones included; then the quantizer is settled."""
+        return any(segment.n_rows for segment in self.view.segments)
+
+    def append(
+        self,
+        chunk: Mapping[str, NDArray[Any]],
+        records: Sequence[ImageRecord],
+        replaced: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Make a segment of packed features and show it, in place of the photos replaced."""
+        trees = [s.tree for s in self.view.segments if s.tree is not None]
+        segment = build_segment([chunk], self.options, trees[0].quantizer_ if trees else None)
+        if replaced is not None:
+            self.forget(replaced)
+        segment.folder = self.store.add_folder("segment", segment.arrays())
+        tables.insert_records(self.store, records)
+        self.view = View.of([*self.view.segments, segment])
+
+    def locate(self, image_id: int) -> tuple[Segment, int]:
+        """Return the segment that holds a photo, and its position there."""
+        for segment in self.view.segments:
+            at = segment.position(image_id)
+            if at is not None:
+                return segment, at
+        raise IndexFormatError(f"the index is damaged: no segment holds photo {image_id}")
+
+    def forget(self, image_ids: Iterable[int] | NDArray[np.int64]) -> None:
+        """Delete photos from the image table and their features from every later query."""
+        catalog = self.store.catalog
+        by_segment: dict[str, list[int]] = {}
+        for image_id in map(int, image_ids):
+            segment, _ = self.locate(image_id)
+            by_segment.setdefault(segment.folder, []).append(image_id)
+            catalog.delete("images", "id = ?", (image_id,))
+        for segment in self.view.segments:
+            if segment.folder in by_segment:
+                removed = by_segment[segment.folder]
+                segment.remove(np.array(removed, np.int64))
+                catalog.insert("deletions", [(segment.folder, image_id) for image_id in removed])
+
+    def merge_small(self, factor: float) -> None:
+        """Merge the smallest segments with all up to factor times their size; 0 merges none.
+
+        A larger segment of which more than half is deleted is rebuilt alone.
+        """
+        if factor == 0:
+            return
+        by_size = sorted(self.view.segments, key=lambda s: (s.n_live_rows, s.folder))
+        group = by_size[:1]
+        size = max(1, group[0].n_live_rows) if group else 0
+        for segment in by_size[1:]:
+            if segment.n_live_rows > factor * size:
+                break
+            group.append(segment)
+            size += segment.n_live_rows
+        if len(group) > 1:
+            self.merge(group)
+        for segment in by_size:
+            if segment not in group and 2 * segment.n_live_rows < segment.n_rows:
+                self.merge([segment])
+
+    def merge(self, segments: Sequence[Segment]) -> None:
+        """Rebuild some segments as one, without what was deleted from them."""
+        merged = merge_segments(segments, self.options)
+        for segment in segments:
+            self.store.drop_folder(segment.folder)
+        kept = [segment for segment in self.view.segments if segment not in segments]
+        if len(merged.image_ids):
+            merged.folder = self.store.add_folder("segment", merged.arrays())
+            kept.append(merged)
+        self.view = View.of(kept)
+
+    def memory_usage(self) -> dict[str, float]:
+        """Return bytes by part, see DelfIndex.memory_usage."""
+        tree = keypoints = values = mapped = 0
+        photos = self.view.nbytes
+        for segment in self.view.segments:
+            tree += 0 if segment.tree is None else _bytes(segment.tree.arrays())
+            keypoints += segment.keypoints_xy.nbytes
+            values += segment.scores.nbytes + segment.scales.nbytes
+            photos += segment.image_ids.nbytes + segment.offsets.nbytes
+            if self.store.is_stored(segment.folder):
+                mapped += _bytes(self.store.arrays(segment.folder))
+        n_rows = max(1, sum(segment.n_rows for segment in self.view.segments))
+        total = tree + keypoints + values + photos
+        return {
+            "codes_and_tree": tree,
+            "keypoints": keypoints,
+            "scores_and_scales": values,
+            "photos": photos,
+            "total": total,
+            "mapped": mapped,
+            "tree_bytes_per_descriptor": tree / n_rows,
+            "bytes_per_descriptor": total / n_rows,
+        }
+
+
+def _bytes(arrays: Mapping[str, NDArray[Any]]) -> int:
+    return sum(array.nbytes for array in arrays.values())

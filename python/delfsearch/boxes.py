@@ -34,9 +34,9 @@ def crop(photo: Any, box: Box, *, max_pixels: int | None = None) -> PhotoPart:
     """Cut a box out of a path, PIL image or array; the box grows to whole pixels.
 
     box : (x0, y0, x1, y1) in pixels of the upright photo; what lies outside is cut off.
-    max_pixels :
-    of a photo that may be opened, None means the default. Raises PhotoError where the photo cannot
-    be read, ValueError where the box is malformed or lies outside.
+    max_pixels : photos of more are refused; None means the default.
+    Raises PhotoError where the photo cannot be read, ValueError where the box is malformed or lies
+    outside the photo.
     """
     from delfsearch.extraction.photos import DEFAULT_MAX_PIXELS, open_photo
 

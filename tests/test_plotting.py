@@ -51,17 +51,38 @@ def test_any_file_name_can_be_a_title(tmp_path, name):
     assert Image.open(tmp_path / "plot.png").size[0] > 100
 
 
+def a_level(scale, rows, columns, step):
+    y, x = np.mgrid[:rows, :columns].astype(np.float32) * step
+    scores = np.arange(rows * columns, dtype=np.float32).reshape(rows, columns)
+    return SimpleNamespace(scale=scale, scores=scores, keypoints_xy=np.dstack([x, y]))
+
+
 def test_score_map_covers_its_cells():
-    scores = SimpleNamespace(scores=np.arange(6, dtype=np.float32).reshape(2, 3))
-    scores.bounds = (-8.0, -8.0, 40.0, 24.0)
-    ax = plotting.plot_scores(a_photo(64, 48), scores)
+    ax = plotting.plot_scores(a_photo(64, 48), [a_level(1.0, 2, 3, 16)])
+    # Cells of 16 px around (0, 0) ... (32, 16); pixel centres are drawn at halves.
     assert tuple(ax.images[1].get_extent()) == (-7.5, 40.5, 24.5, -7.5)
     assert ax.get_xlim() == (0, 64) and ax.get_ylim() == (48, 0)
 
 
+def test_score_map_draws_the_level_nearest_in_scale():
+    levels = [a_level(0.25, 1, 1, 64), a_level(0.71, 2, 2, 23), a_level(1.41, 4, 6, 11)]
+    for scale, shape in ((0.1, (1, 1)), (0.7, (2, 2)), (1.2, (4, 6)), (9.0, (4, 6))):
+        ax = plotting.plot_scores(a_photo(64, 48), levels, scale=scale)
+        assert ax.images[1].get_array().shape == shape
+
+
+def test_score_map_of_one_cell_covers_the_photo():
+    level = a_level(1.0, 1, 1, 16)
+    level.keypoints_xy[...] = (31.5, 23.5)
+    ax = plotting.plot_scores(a_photo(64, 48), [level])
+    assert tuple(ax.images[1].get_extent()) == (0, 64, 48, 0)
+
+
 def test_score_map_without_cells_draws_the_photo_alone():
-    empty = SimpleNamespace(scores=np.zeros((0, 0), np.float32), bounds=(0.0, 0.0, 0.0, 0.0))
-    assert len(plotting.plot_scores(a_photo(64, 48), empty).images) == 1
+    empty = SimpleNamespace(scale=1.0, scores=np.zeros((0, 0)), keypoints_xy=np.zeros((0, 0, 2)))
+    assert len(plotting.plot_scores(a_photo(64, 48), [empty]).images) == 1
+    with pytest.raises(ValueError, match="at least one pyramid level"):
+        plotting.plot_scores(a_photo(64, 48), [])
 
 
 def test_ranked_answers_are_framed_green_and_red():

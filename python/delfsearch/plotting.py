@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from delfsearch._validation import check_integer
-from delfsearch.errors import PhotoError
+from delfsearch._validation import check_integer, check_real
+from delfsearch.extraction.photos import open_photo
 from delfsearch.matches import Hit
 
 # A photo is drawn from a copy of at most this side: a plot shows no more, and 20 Mpx would be slow.
@@ -24,17 +24,22 @@ _MAX_DRAWN_SIDE = 1200
 _GREEN, _RED = "#00b050", "#d00000"
 
 
-class ScoreMap(Protocol):
-    """What plot_scores needs to know of a score map, as DelfExtractor.score_map returns it."""
+class ScoreLevel(Protocol):
+    """What plot_scores needs to know of a pyramid level, as DelfExtractor.score_map returns it."""
 
     @property
-    def scores(self) -> NDArray[np.float32]:
-        """(rows, columns) float32, one score per cell."""
+    def scale(self) -> float:
+        """The pyramid scale."""
         ...
 
     @property
-    def bounds(self) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) of the grid of cells, pixels of the original photo."""
+    def scores(self) -> NDArray[np.float32]:
+        """(h, w) float32, one score per cell."""
+        ...
+
+    @property
+    def keypoints_xy(self) -> NDArray[np.float32]:
+        """(h, w, 2) float32, centres of the cells, pixels of the original photo."""
         ...
 
 
@@ -43,7 +48,7 @@ def plot_matches(
 ) -> Any:
     """Draw two photos side by side and a green line for each verified match between them.
 
-    query_photo, database_photo : path, PIL image, or (h, w), (h, w, 3) uint8 array.
+    query_photo, database_photo : path, PIL image or array, as DelfExtractor takes it.
     hit : its inliers (m, 4) are the centres of the matched receptive fields, original pixels.
     ax : matplotlib Axes to draw into; a new figure if omitted.
     title : text above the photos; the score and path of the hit if omitted.
@@ -52,8 +57,8 @@ def plot_matches(
     Source: Fig. 7. Differs: both photos are drawn at the same height.
     """
     inliers = np.asarray(hit.inliers, np.float32).reshape(-1, 4)
-    left, left_size = _drawable(query_photo)
-    right, right_size = _drawable(database_photo)
+    left, left_size = open_photo(query_photo, max_side=_MAX_DRAWN_SIDE)
+    right, right_size = open_photo(database_photo, max_side=_MAX_DRAWN_SIDE)
     height = float(max(left_size[1], right_size[1]))
     left_zoom, right_zoom = height / left_size[1], height / right_size[1]
     gap = 0.02 * height
@@ -84,33 +89,42 @@ def plot_matches(
 
 
 def plot_scores(
-    photo: Any, score_map: ScoreMap, *, ax: Any = None, title: str | None = None, alpha: float = 0.6
+    photo: Any,
+    levels: Sequence[ScoreLevel],
+    *,
+    scale: float = 1.0,
+    ax: Any = None,
+    title: str | None = None,
+    alpha: float = 0.6,
 ) -> Any:
     """Draw the keypoint scores of a photo as a heat map over it, dark blue low, yellow high.
 
-    photo : path, PIL image, or (h, w), (h, w, 3) uint8 array.
-    score_map : what DelfExtractor.score_map returned for the photo.
+    photo : path, PIL image or array, as DelfExtractor takes it.
+    levels : what DelfExtractor.score_map returned for the photo.
+    scale : the level of the pyramid scale nearest to this one is drawn.
     ax : matplotlib Axes to draw into; a new figure if omitted.
-    alpha : opacity of the heat map, 0 to 1.
+    title : text above; the scale if omitted. alpha : opacity of the heat map, 0 to 1.
     Returns the Axes. Raises ImportError without matplotlib, PhotoError where it cannot be read.
     Source: Fig. 3.
     """
-    image, (width, height) = _drawable(photo)
-    scores = np.asarray(score_map.scores, np.float32)
+    check_real(scale, "scale", minimum=0.0, exclusive_minimum=True)
+    if not levels:
+        raise ValueError("levels must hold at least one pyramid level; got none")
+    level = min(levels, key=lambda candidate: abs(np.log(candidate.scale / scale)))
+    image, size = open_photo(photo, max_side=_MAX_DRAWN_SIDE)
     if ax is None:
-        ax = _new_axes(width, height)
-    _draw(ax, np.asarray(Image.fromarray(image).convert("L").convert("RGB")), (width, height))
+        ax = _new_axes(*size)
+    _draw(ax, image.convert("L").convert("RGB"), size)
+    scores = np.asarray(level.scores, np.float32)
     if scores.size:
-        left, top, right, bottom = score_map.bounds
-        # + 0.5: pixel centres are at integers, the drawing's left edge is at 0.
-        extent = (left + 0.5, right + 0.5, bottom + 0.5, top + 0.5)
+        extent = _grid_extent(np.asarray(level.keypoints_xy, np.float32), size)
         drawn = ax.imshow(
             scores, extent=extent, cmap="viridis", alpha=alpha, interpolation="bilinear"
         )
-        ax.figure.colorbar(drawn, ax=ax, fraction=0.04, pad=0.01)
-    ax.set_xlim(0, width)
-    ax.set_ylim(height, 0)
-    _finish(ax, "keypoint score" if title is None else title)
+        ax.figure.colorbar(drawn, ax=ax, fraction=0.04, pad=0.01, shrink=0.85)
+    ax.set_xlim(0, size[0])
+    ax.set_ylim(size[1], 0)
+    _finish(ax, f"keypoint score at pyramid scale {level.scale:g}" if title is None else title)
     return ax
 
 
@@ -125,7 +139,7 @@ def plot_ranked(
 ) -> Any:
     """Draw a query and its first answers in a row, framed green where right and red where wrong.
 
-    query_photo : path, PIL image, or (h, w), (h, w, 3) uint8 array.
+    query_photo : path, PIL image or array, as DelfExtractor takes it.
     hits : the answers, best first; may be empty ("no match").
     relevant : for each hit, whether it is right; no frames if omitted.
     n_shown : at most so many answers are drawn.
@@ -176,14 +190,14 @@ def _new_axes(width: float, height: float) -> Any:
 
 
 def _draw(
-    ax: Any, image: NDArray[np.uint8], size: tuple[int, int], zoom: float = 1.0, shift: float = 0.0
+    ax: Any, image: Image.Image, size: tuple[int, int], zoom: float = 1.0, shift: float = 0.0
 ) -> None:
     extent = (shift, shift + size[0] * zoom, size[1] * zoom, 0.0)
-    ax.imshow(image, extent=extent, interpolation="antialiased")
+    ax.imshow(np.asarray(image), extent=extent, interpolation="antialiased")
 
 
 def _panel(ax: Any, photo: Any, text: str, frame: str | None) -> None:
-    image, size = _drawable(photo)
+    image, size = open_photo(photo, max_side=_MAX_DRAWN_SIDE)
     _draw(ax, image, size)
     ax.set_xticks([])
     ax.set_yticks([])
@@ -201,33 +215,20 @@ def _finish(ax: Any, title: str) -> None:
     ax.set_title(_printable(title), fontsize=10, parse_math=False)
 
 
+def _grid_extent(
+    centres_xy: NDArray[np.float32], size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """Return (left, right, bottom, top) of a grid of cells; pixel centres are at halves here."""
+    sides = []
+    for axis, centres in enumerate((centres_xy[0, :, 0], centres_xy[:, 0, 1])):
+        # A single row or column says nothing of its step: it stands for the whole side.
+        n, first, last = len(centres), float(centres[0]) + 0.5, float(centres[-1]) + 0.5
+        half = (last - first) / (n - 1) / 2 if n > 1 else size[axis] / 2
+        sides.append((first - half, last + half))
+    (left, right), (top, bottom) = sides
+    return left, right, bottom, top
+
+
 def _printable(text: str) -> str:
     # Names that are not valid UTF-8 arrive with lone surrogates, which no font can draw.
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _drawable(photo: Any) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Return an RGB copy small enough to draw, and the (width, height) of the original."""
-    image = _open(photo)
-    size = image.size
-    if max(size) > _MAX_DRAWN_SIDE:
-        image.thumbnail((_MAX_DRAWN_SIDE, _MAX_DRAWN_SIDE))
-    return np.asarray(image, np.uint8), size
-
-
-def _open(photo: Any) -> Image.Image:
-    """Return an RGB copy of a path, PIL image or uint8 array, EXIF orientation applied."""
-    if isinstance(photo, np.ndarray):
-        if photo.dtype != np.uint8 or photo.ndim not in (2, 3):
-            raise ValueError(
-                "a photo to draw must be uint8 of shape (h, w) or (h, w, 3); "
-                f"got {photo.dtype} of shape {photo.shape}"
-            )
-        return Image.fromarray(photo).convert("RGB")
-    if isinstance(photo, Image.Image):
-        return ImageOps.exif_transpose(photo).convert("RGB")
-    try:
-        with Image.open(photo) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PhotoError(f"cannot draw {os.fspath(photo)}: {error}") from error

@@ -1,0 +1,255 @@
+"""delfsearch index, add, remove, info: what changes an index or describes it."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from delfsearch.cli.common import (
+    EXIT_CHECK_FAILED,
+    EXIT_OK,
+    CommandError,
+    add_extractor_options,
+    add_machine_options,
+    add_progress_options,
+    load_search,
+    make_extractor,
+    photo_files,
+    progress_interval,
+)
+from delfsearch.cli.output import answer, format_bytes, say
+from delfsearch.cli.progress import Progress, format_seconds
+
+
+def add_parsers(commands: Any) -> None:
+    """Add the commands."""
+    parser = commands.add_parser(
+        "index",
+        help="index a folder of photos",
+        description="Index every photo in a folder and its subfolders. Interrupted, the same "
+        "command goes on where it stopped. Photos that cannot be read are listed at the end with "
+        "the reason and do not stop the rest (exit code 0 if at least one could be).",
+    )
+    parser.add_argument("photos", metavar="PHOTOS", help="folder")
+    parser.add_argument("index", metavar="INDEX", help="folder to write; made if needed")
+    parser.add_argument(
+        "--labels",
+        metavar="FILE.csv",
+        help="table with the columns path (relative to PHOTOS) and label: hits of one label are "
+        "shown as one place",
+    )
+    parser.add_argument(
+        "--pca",
+        choices=("own", "general"),
+        help="own: learn the reduction to --dimensions from these photos; general: the one that "
+        "comes with the weights. Default: general where the weights have one",
+    )
+    add_extractor_options(parser)
+    add_progress_options(parser)
+    parser.set_defaults(run=_index)
+
+    parser = commands.add_parser("add", help="add photos to an index")
+    parser.add_argument("index", metavar="INDEX")
+    parser.add_argument("photos", metavar="PHOTO", nargs="+", help="photo, or folder of photos")
+    parser.add_argument("--labels", metavar="FILE.csv", help="as for index; paths as given here")
+    add_machine_options(parser)
+    add_progress_options(parser)
+    parser.set_defaults(run=_add)
+
+    parser = commands.add_parser(
+        "remove",
+        help="remove photos from an index",
+        description="Remove photos from an index; the photo files stay. All or none: an id or "
+        "path that the index does not hold is an error and nothing is removed.",
+    )
+    parser.add_argument("index", metavar="INDEX")
+    parser.add_argument("photos", metavar="PHOTO|ID", nargs="+", help="as `query` shows them")
+    parser.set_defaults(run=_remove)
+
+    parser = commands.add_parser("info", help="describe an index")
+    parser.add_argument("index", metavar="INDEX")
+    parser.add_argument(
+        "--check", action="store_true", help="verify every byte too; exit code 1 if it is damaged"
+    )
+    parser.set_defaults(run=_info)
+
+
+def _index(arguments: argparse.Namespace) -> int:
+    from delfsearch.search import ImageSearch
+
+    labels = None if arguments.labels is None else read_labels(arguments.labels)
+    extractor = make_extractor(arguments)
+    if not arguments.quiet:
+        _say_expected_time(extractor, photo_files(arguments.photos), arguments)
+    search = ImageSearch(extractor)
+    with _ShownProgress(arguments, "the same command goes on from there") as progress:
+        search.fit(arguments.photos, labels, index_path=arguments.index, progress=progress)
+    _say_left_out(search.skipped_, search.duplicates_)
+    answer(
+        f"{arguments.index}: {len(search)} photos, {search.index_.n_descriptors} descriptors, "
+        f"{format_seconds(progress.seconds)}"
+    )
+    return EXIT_OK
+
+
+def _add(arguments: argparse.Namespace) -> int:
+    labels = None if arguments.labels is None else read_labels(arguments.labels)
+    files = [file for photo in arguments.photos for file in photo_files(photo)]
+    search = load_search(arguments)
+    before = {path for path, _ in search.skipped_ + search.duplicates_}
+    if not arguments.quiet:
+        _say_expected_time(search.extractor_, files, arguments)
+    with _ShownProgress(arguments, "the same command adds the rest") as progress:
+        ids = search.add(files, labels, progress=progress)
+    new = [
+        [entry for entry in group if entry[0] not in before]
+        for group in (search.skipped_, search.duplicates_)
+    ]
+    _say_left_out(*new)
+    answer(
+        f"{arguments.index}: {len(ids)} photos added or changed, {len(search)} in all, "
+        f"{format_seconds(progress.seconds)}"
+    )
+    return EXIT_OK
+
+
+def _remove(arguments: argparse.Namespace) -> int:
+    from delfsearch.search import ImageSearch
+
+    search = ImageSearch.load(arguments.index)
+    # A number is an id unless a file has that name.
+    photos = [
+        int(photo) if photo.isdecimal() and not os.path.exists(photo) else photo
+        for photo in arguments.photos
+    ]
+    ids = search.remove(photos)
+    answer(f"{arguments.index}: {len(ids)} photos removed, {len(search)} left")
+    return EXIT_OK
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from delfsearch.errors import IndexFormatError
+    from delfsearch.search import ImageSearch
+
+    try:
+        search = ImageSearch.load(arguments.index, verify=arguments.check)
+    except IndexFormatError as error:
+        if not arguments.check:
+            raise
+        answer(f"{arguments.index}: DAMAGED: {error}")
+        return EXIT_CHECK_FAILED
+    index = search.index_
+    memory = index.memory_usage()
+    labels = {record.label for record in index.images() if record.label is not None}
+    size = sum(file.stat().st_size for file in Path(arguments.index).rglob("*") if file.is_file())
+    for name, value in {
+        "photos": f"{len(search)}, in {search.photo_root_}",
+        "places": f"{len(labels)} labels",
+        "left out": f"{len(search.skipped_)} unreadable, {len(search.duplicates_)} duplicates",
+        "descriptors": f"{index.n_descriptors} of {index.dimension_} dimensions",
+        "on disk": f"{format_bytes(size)}, {memory['bytes_per_descriptor']:.1f} bytes a "
+        f"descriptor, {memory['tree_bytes_per_descriptor']:.1f} of them codes and tree",
+        "extractor": _described(index.attachment("extractor")[0]),
+        "verifier": _described(search.verifier_.get_params()),
+    }.items():
+        answer(f"{name:<12} {value}")
+    if arguments.check:
+        answer(f"{'check':<12} every byte fits its checksum")
+    return EXIT_OK
+
+
+def _described(parameters: Mapping[str, Any]) -> str:
+    hidden = ("n_jobs", "verbose", "device", "weights_sha256")
+    shown = {name: value for name, value in parameters.items() if name not in hidden}
+    return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+
+class _ShownProgress:
+    """A progress callback of ImageSearch that is shown, ended with its line, and timed."""
+
+    def __init__(self, arguments: argparse.Namespace, after_interrupt: str) -> None:
+        self._every_s = progress_interval(arguments)
+        self._after_interrupt = after_interrupt
+        self._shown: Progress | None = None
+        self._started = time.perf_counter()
+        self.seconds = 0.0
+
+    def __call__(self, done: int, total: int, seconds: float, path: str) -> None:
+        if self._shown is None:
+            self._shown = Progress(total, "photos", every_s=self._every_s)
+        self._shown.update(done)
+
+    def __enter__(self) -> _ShownProgress:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.seconds = time.perf_counter() - self._started
+        if self._shown is not None:
+            self._shown.finish()
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(
+                f"interrupted; what is finished is kept, and {self._after_interrupt}"
+            ) from None
+
+
+def read_labels(table: str) -> dict[str, str]:
+    """Return label by path from a CSV table with the columns path and label (or scene)."""
+    with open(table, encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file)
+        columns = rows.fieldnames or []
+        column = next((name for name in ("label", "scene") if name in columns), None)
+        if "path" not in columns or column is None:
+            raise CommandError(
+                f"{table} must have the columns path and label; got {', '.join(columns) or 'none'}"
+            )
+        return {row["path"]: row[column] for row in rows if row["path"] and row[column]}
+
+
+def _say_expected_time(
+    extractor: Any, files: Sequence[Path], arguments: argparse.Namespace
+) -> None:
+    if not files:
+        return
+    seconds = extractor.estimate_seconds(len(files), image_size=_typical_size(files))
+    hint = ""
+    if seconds > 600 and getattr(arguments, "preset", "") == "full" and arguments.scales is None:
+        hint = "; --preset fast takes about a quarter of it"
+    say(f"{len(files)} photos: about {format_seconds(seconds)} where all are new{hint}")
+
+
+def _typical_size(files: Sequence[Path]) -> tuple[int, int] | None:
+    """Return the median size of some of the photos, from their headers."""
+    sizes = []
+    for file in files[:: max(1, len(files) // 20)]:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                with Image.open(file) as image:
+                    sizes.append(image.size)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            continue  # it will be listed with its reason when its turn comes
+    if not sizes:
+        return None
+    sizes.sort(key=lambda size: size[0] * size[1])
+    return sizes[len(sizes) // 2]
+
+
+def _say_left_out(
+    skipped: Sequence[tuple[str, str]], duplicates: Sequence[tuple[str, str]]
+) -> None:
+    if duplicates:
+        say(f"{len(duplicates)} photos have the very content of another and stand for it:")
+        for path, first in duplicates:
+            say(f"  {path}: same as {first}")
+    if skipped:
+        say(f"{len(skipped)} files could not be used:")
+        for path, reason in skipped:
+            say(f"  {path}: {reason}")

@@ -1,0 +1,97 @@
+"""Progress of long commands on standard error: done, rate, time left.
+
+A terminal gets one line that is redrawn; anything else gets nothing unless asked for, and then one
+line every few seconds, so that logs stay readable. ASCII only: any terminal can show it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+_REDRAW_SECONDS = 0.2
+_LINE_SECONDS = 10.0
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as people say it: '340 ms', '4.2 s', '3 min 20 s', '2 h 05 min'."""
+    if seconds < 0.9995:
+        return f"{1000 * max(seconds, 0.0):.0f} ms"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+class Progress:
+    """Shows how far a loop over a known number of items has come.
+
+    total : number of items. unit : what is counted, in the plural.
+    every_s : None shows progress on a terminal only; a number also elsewhere, one line every so
+        many seconds; 0 shows nothing at all.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        unit: str,
+        *,
+        every_s: float | None = None,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.total = total
+        self.unit = unit
+        self.stream = sys.stderr if stream is None else stream
+        self.redraws = every_s is None and bool(getattr(self.stream, "isatty", bool)())
+        self.every_s = _REDRAW_SECONDS if self.redraws else (every_s or 0.0)
+        self._clock = clock
+        self._start = clock()
+        self._shown_at = self._start
+        self._first_done: int | None = None
+        self._width = 0
+
+    def update(self, done: int) -> None:
+        """Say that ``done`` items are finished; shows it if enough time has passed."""
+        now = self._clock()
+        if self._first_done is None:
+            # Items done before the first call (a resumed run) took no time in this one.
+            self._first_done = max(done - 1, 0)
+        if self.every_s <= 0 or (now - self._shown_at < self.every_s and done < self.total):
+            return
+        self._shown_at = now
+        self._show(self.line(done, now - self._start))
+
+    def line(self, done: int, elapsed: float) -> str:
+        """Return the text for ``done`` items after ``elapsed`` seconds."""
+        new = done - (self._first_done or 0)
+        text = f"{done}/{self.total} {self.unit}"
+        if new > 0 and elapsed > 0:
+            rate = new / elapsed
+            left = max(self.total - done, 0) / rate
+            shown = f"{rate:.1f} a second" if rate >= 1 else f"{format_seconds(1 / rate)} each"
+            text += f", {shown}, {format_seconds(left)} left"
+        return text
+
+    def finish(self) -> None:
+        """End the redrawn line, if there is one, so that what follows starts on its own line."""
+        if self.redraws and self._width:
+            self.stream.write("\n")
+            self.stream.flush()
+            self._width = 0
+
+    def _show(self, text: str) -> None:
+        if self.redraws:
+            self.stream.write("\r" + text.ljust(self._width))
+            self._width = len(text)
+        else:
+            self.stream.write(text + "\n")
+        self.stream.flush()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from delfsearch.search import ImageSearch
 
 Write = Callable[[str], None]
+Progress = Callable[[int, int, float, str], None]
 _INDEX_NAME = "demo-index"
 
 
@@ -47,13 +48,20 @@ class Answer:
         return bool(self.hits) and Path(self.hits[0].path or "").name == self.query.truth
 
 
-def run_demo(out: Path, extractor: DelfExtractor, *, write: Write, plots: bool = True) -> bool:
+def run_demo(
+    out: Path,
+    extractor: DelfExtractor,
+    *,
+    write: Write,
+    plots: bool = True,
+    progress: Progress | None = None,
+) -> bool:
     """Run the demo on the photographs that packages carry.
 
     out : folder for the photos, the index and the plots; made if needed, files of an earlier demo
         in it are replaced.
     extractor : what turns photos into features. write : takes the lines of the report.
-    plots : whether to draw (needs matplotlib).
+    plots : whether to draw (needs matplotlib). progress : as in ImageSearch.fit.
     Returns whether every answer was right and no false photo was in any.
     Raises ImportError where a package of the ``demo`` extra is missing.
     """
@@ -67,7 +75,7 @@ def run_demo(out: Path, extractor: DelfExtractor, *, write: Write, plots: bool =
     )
     _describe_extractor(extractor, write)
     labels = [demo.labels[path] for path in demo.labels]
-    search = _index(out / _INDEX_NAME, extractor, list(demo.labels), labels, write)
+    search = _index(out / _INDEX_NAME, extractor, list(demo.labels), labels, write, progress)
 
     write("\nQueries, best answer first:")
     write(f"  {'query':<26}{'answer':<22}{'inliers':>7}{'time':>9}   verdict")
@@ -101,12 +109,13 @@ def run_own_demo(
     *,
     write: Write,
     plots: bool = True,
+    progress: Progress | None = None,
 ) -> None:
     """Index a folder of one's own, ask for one photo, print the answers and draw the best three."""
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     _describe_extractor(extractor, write)
-    search = _index(out / _INDEX_NAME, extractor, photos, None, write)
+    search = _index(out / _INDEX_NAME, extractor, photos, None, write, progress)
     answer = _ask(search, DemoQuery(query, "", None))
     write("\n" + hits_as_text(str(query), answer.hits, answer.seconds))
     written = []
@@ -121,10 +130,23 @@ def run_own_demo(
 
 
 def _describe_extractor(extractor: DelfExtractor, write: Write) -> None:
+    from delfsearch.extraction.weights import load_weights
+
+    started = time.perf_counter()
+    weights = load_weights(extractor.weights)
+    seconds = time.perf_counter() - started
+    score = extractor.score
+    if score == "auto":
+        score = "attention" if weights.attention else "l2 (these weights have no attention head)"
+    reduction = "that comes with the weights" if weights.pca else "learned from the indexed photos"
     write(
-        f"Features: weights {extractor.weights}, score {extractor.score}, pyramid "
-        f"{extractor.scales}, at most {extractor.max_features} a photo, longest side "
-        f"{extractor.max_side} px, {extractor.n_components} dimensions"
+        f"Weights: {weights.name} ({weights.provenance}; licence {weights.licence}; sha256 "
+        f"{weights.sha256[:12]}), read in {format_seconds(seconds)}"
+    )
+    write(
+        f"Features: the best {extractor.max_features} a photo by score {score}, pyramid scales "
+        f"{extractor.scales}, photos at most {extractor.max_side} px; "
+        f"{extractor.n_components} dimensions by a PCA {reduction}"
     )
 
 
@@ -134,17 +156,18 @@ def _index(
     photos: Any,
     labels: Sequence[str] | None,
     write: Write,
+    progress: Progress | None,
 ) -> ImageSearch:
     from delfsearch.search import ImageSearch
 
     if folder.exists():
         shutil.rmtree(folder)  # the index of an earlier demo
     started = time.perf_counter()
-    search = ImageSearch(extractor).fit(photos, labels=labels, index_path=folder)
+    search = ImageSearch(extractor).fit(photos, labels, index_path=folder, progress=progress)
     seconds = time.perf_counter() - started
     write(
-        f"Index: {len(search)} photos, {search.index.n_descriptors} descriptors in "
-        f"{format_seconds(seconds)}, loading the network included"
+        f"Index: {len(search)} photos, {search.index_.n_descriptors} descriptors in "
+        f"{format_seconds(seconds)}"
     )
     for path, reason in search.skipped_:
         write(f"  skipped {path}: {reason}")
@@ -199,7 +222,7 @@ def _draw(
         first.query.path,
         first.hits,
         relevant=[Path(hit.path or "").name == first.query.truth for hit in first.hits],
-        photo_of=lambda hit: _photo_of(search, hit),
+        photo_of=search.path_of,
         title="the first query and its answers (green: right, red: wrong)",
     )
     figure.savefig(out / "ranked.png")
@@ -212,7 +235,7 @@ def _draw(
 def _save_matches(search: ImageSearch, query: Path, hit: Hit, target: Path) -> None:
     from delfsearch.plotting import plot_matches
 
-    plot_matches(query, _photo_of(search, hit), hit).figure.savefig(target)
+    plot_matches(query, search.path_of(hit), hit).figure.savefig(target)
 
 
 def _save_scores(extractor: DelfExtractor, photo: Path, out: Path) -> Path:
@@ -221,10 +244,6 @@ def _save_scores(extractor: DelfExtractor, photo: Path, out: Path) -> Path:
     target = out / f"scores_{photo.stem}.png"
     plot_scores(photo, extractor.score_map(photo)).figure.savefig(target)
     return target
-
-
-def _photo_of(search: ImageSearch, hit: Hit) -> Any:
-    return hit.path
 
 
 def _say_files(out: Path, written: Sequence[Path], write: Write) -> None:

@@ -85,6 +85,7 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
         *,
         index_path: PathLike | None = None,
         progress: Progress | None = None,
+        learn_reduction: bool = False,
     ) -> ImageSearch:
         """Index all photos of a folder, or the listed ones.
 
@@ -98,6 +99,8 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
             it dealt with are not looked at again. None builds in RAM; see `save`.
         progress : called as progress(done, total, seconds, path) after each photo; photos of an
             interrupted run count as done from the start.
+        learn_reduction : fit the extractor on these photos even where it has a reduction already
+            (its weights may bring a general one).
         Returns self. Photos that cannot be read are listed in skipped_ and do not stop the rest.
         Raises ValueError where there is no photo or none can be read, FileExistsError where
         index_path holds something else, PermissionError where it cannot be written.
@@ -107,7 +110,7 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
         index = DelfIndex() if self.index is None else clone(self.index)
         builder = IndexBuilder(index, None if index_path is None else Path(index_path))
         try:
-            extractor = self._freeze_extractor(builder, items)
+            extractor = self._freeze_extractor(builder, items, learn_reduction)
             known = builder.known_names
             todo = [item for item in items if printable(item.name) not in known]
             take_in(
@@ -338,10 +341,12 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
 
         return DelfExtractor()
 
-    def _freeze_extractor(self, builder: IndexBuilder, items: Sequence[PhotoFile]) -> Any:
+    def _freeze_extractor(
+        self, builder: IndexBuilder, items: Sequence[PhotoFile], learn: bool
+    ) -> Any:
         """Return the extractor of an interrupted run, or make one that is fitted and store it."""
         given = self._given_extractor()
-        parameters = _plain_parameters(given)
+        parameters = {**_plain_parameters(given), "learn_reduction": learn}
         stored = builder.attachment("extractor")
         if stored is not None:
             begun_with, _ = builder.attachment("extractor_parameters") or ({}, {})
@@ -353,9 +358,12 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
                         "into a new folder"
                     )
             return self._stored_extractor(stored)
-        try:
-            given.get_state()
-        except NotFittedError:
+        if not learn:
+            try:
+                given.get_state()
+            except NotFittedError:
+                learn = True
+        if learn:
             given = clone(given).fit([item.file for item in items])
         builder.attach("extractor_parameters", parameters, {})
         builder.attach("extractor", *given.get_state())

@@ -11,9 +11,12 @@ from delfsearch.cli.common import (
     EXIT_OK,
     CommandError,
     add_extractor_options,
+    add_progress_options,
     make_extractor,
+    progress_interval,
 )
 from delfsearch.cli.output import answer
+from delfsearch.cli.progress import ShownProgress
 
 
 def add_parsers(commands: Any) -> None:
@@ -30,6 +33,7 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument("--query", metavar="PHOTO", help="photo of your own to look for")
     parser.add_argument("--no-plots", action="store_true", help="do without matplotlib")
     add_extractor_options(parser)
+    add_progress_options(parser)
     parser.set_defaults(run=_demo, preset="fast")
 
 
@@ -40,11 +44,13 @@ def _demo(arguments: argparse.Namespace) -> int:
         raise CommandError("--photos and --query go together: a folder to index, a photo to find")
     extractor = make_extractor(arguments)
     out, plots = Path(arguments.out), not arguments.no_plots
-    if arguments.photos is None:
-        right = run_demo(out, extractor, write=_write, plots=plots)
-        return EXIT_OK if right else EXIT_CHECK_FAILED
-    photos, query = Path(arguments.photos), Path(arguments.query)
-    run_own_demo(out, extractor, photos, query, write=_write, plots=plots)
+    every_s = progress_interval(arguments)
+    with ShownProgress(every_s, "the demo begins anew each time") as progress:
+        if arguments.photos is None:
+            right = run_demo(out, extractor, write=_write, plots=plots, progress=progress)
+            return EXIT_OK if right else EXIT_CHECK_FAILED
+        photos, query = Path(arguments.photos), Path(arguments.query)
+        run_own_demo(out, extractor, photos, query, write=_write, plots=plots, progress=progress)
     return EXIT_OK
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from delfsearch.cli.common import (
     progress_interval,
 )
 from delfsearch.cli.output import answer, format_bytes, say
-from delfsearch.cli.progress import Progress, format_seconds
+from delfsearch.cli.progress import ShownProgress, format_seconds
 
 
 def add_parsers(commands: Any) -> None:
@@ -87,11 +86,20 @@ def _index(arguments: argparse.Namespace) -> int:
 
     labels = None if arguments.labels is None else read_labels(arguments.labels)
     extractor = make_extractor(arguments)
+    if arguments.pca == "general":
+        extractor.get_state()  # says so where the weights have none
     if not arguments.quiet:
         _say_expected_time(extractor, photo_files(arguments.photos), arguments)
     search = ImageSearch(extractor)
-    with _ShownProgress(arguments, "the same command goes on from there") as progress:
-        search.fit(arguments.photos, labels, index_path=arguments.index, progress=progress)
+    every_s = progress_interval(arguments)
+    with ShownProgress(every_s, "the same command goes on from there") as progress:
+        search.fit(
+            arguments.photos,
+            labels,
+            index_path=arguments.index,
+            progress=progress,
+            learn_reduction=arguments.pca == "own",
+        )
     _say_left_out(search.skipped_, search.duplicates_)
     answer(
         f"{arguments.index}: {len(search)} photos, {search.index_.n_descriptors} descriptors, "
@@ -107,7 +115,7 @@ def _add(arguments: argparse.Namespace) -> int:
     before = {path for path, _ in search.skipped_ + search.duplicates_}
     if not arguments.quiet:
         _say_expected_time(search.extractor_, files, arguments)
-    with _ShownProgress(arguments, "the same command adds the rest") as progress:
+    with ShownProgress(progress_interval(arguments), "the same command adds the rest") as progress:
         ids = search.add(files, labels, progress=progress)
     new = [
         [entry for entry in group if entry[0] not in before]
@@ -157,7 +165,7 @@ def _info(arguments: argparse.Namespace) -> int:
         "descriptors": f"{index.n_descriptors} of {index.dimension_} dimensions",
         "on disk": f"{format_bytes(size)}, {memory['bytes_per_descriptor']:.1f} bytes a "
         f"descriptor, {memory['tree_bytes_per_descriptor']:.1f} of them codes and tree",
-        "extractor": _described(index.attachment("extractor")[0]),
+        "extractor": _described((index.attachment("extractor") or ({},))[0]),
         "verifier": _described(search.verifier_.get_params()),
     }.items():
         answer(f"{name:<12} {value}")
@@ -170,34 +178,6 @@ def _described(parameters: Mapping[str, Any]) -> str:
     hidden = ("n_jobs", "verbose", "device", "weights_sha256")
     shown = {name: value for name, value in parameters.items() if name not in hidden}
     return ", ".join(f"{name}={value}" for name, value in shown.items())
-
-
-class _ShownProgress:
-    """A progress callback of ImageSearch that is shown, ended with its line, and timed."""
-
-    def __init__(self, arguments: argparse.Namespace, after_interrupt: str) -> None:
-        self._every_s = progress_interval(arguments)
-        self._after_interrupt = after_interrupt
-        self._shown: Progress | None = None
-        self._started = time.perf_counter()
-        self.seconds = 0.0
-
-    def __call__(self, done: int, total: int, seconds: float, path: str) -> None:
-        if self._shown is None:
-            self._shown = Progress(total, "photos", every_s=self._every_s)
-        self._shown.update(done)
-
-    def __enter__(self) -> _ShownProgress:
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self.seconds = time.perf_counter() - self._started
-        if self._shown is not None:
-            self._shown.finish()
-        if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(
-                f"interrupted; what is finished is kept, and {self._after_interrupt}"
-            ) from None
 
 
 def read_labels(table: str) -> dict[str, str]:
@@ -227,7 +207,7 @@ def _say_expected_time(
 
 def _typical_size(files: Sequence[Path]) -> tuple[int, int] | None:
     """Return the median size of some of the photos, from their headers."""
-    sizes = []
+    sizes: list[tuple[int, int]] = []
     for file in files[:: max(1, len(files) // 20)]:
         try:
             with warnings.catch_warnings():

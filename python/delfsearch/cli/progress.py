@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 _REDRAW_SECONDS = 0.2
 _LINE_SECONDS = 10.0
@@ -95,3 +95,35 @@ class Progress:
         else:
             self.stream.write(text + "\n")
         self.stream.flush()
+
+
+class ShownProgress:
+    """A progress callback of ImageSearch that is shown, ended with its line, and timed.
+
+    every_s : as in Progress. after_interrupt : what to do after Ctrl-C, for its message.
+    """
+
+    def __init__(self, every_s: float | None, after_interrupt: str) -> None:
+        self._every_s = every_s
+        self._after_interrupt = after_interrupt
+        self._shown: Progress | None = None
+        self._started = time.perf_counter()
+        self.seconds = 0.0
+
+    def __call__(self, done: int, total: int, seconds: float, path: str) -> None:
+        """Say that ``done`` photos are finished."""
+        if self._shown is None:
+            self._shown = Progress(total, "photos", every_s=self._every_s)
+        self._shown.update(done)
+
+    def __enter__(self) -> ShownProgress:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.seconds = time.perf_counter() - self._started
+        if self._shown is not None:
+            self._shown.finish()
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(
+                f"interrupted; what is finished is kept, and {self._after_interrupt}"
+            ) from None

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -224,7 +225,7 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
             features = self._extract(photos[part], boxes[part])
             matches = self.index_.query_many(features, exclude_ids=excluded[part])
             for hits in self.verifier_.verify_many(matches, min_inliers=min_inliers):
-                answers.append([self._with_path(hit) for hit in hits[:top]])
+                answers.append([*islice(self._with_paths(hits), top)])
         return answers
 
     # -- what it holds ------------------------------------------------------------------------
@@ -319,11 +320,15 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
                 "DelfIndex.load"
             )
         settings = stored[0]
-        verifier = Verifier(**settings["verifier"], n_jobs=n_jobs)
-        search = cls(extractor, None, verifier, duplicates=settings["duplicates"])
+        try:
+            verifier = Verifier(**settings["verifier"], n_jobs=n_jobs)
+            root = settings["photo_root"]
+            search = cls(extractor, None, verifier, duplicates=settings["duplicates"])
+        except (KeyError, TypeError) as error:
+            raise IndexFormatError(f"{path} is damaged: {error}") from error
         search.index_ = index
         search.verifier_ = verifier
-        root = settings["photo_root"] if photo_root is None else os.path.abspath(photo_root)
+        root = root if photo_root is None else os.path.abspath(photo_root)
         search.photo_root_ = None if root is None else Path(root)
         search._extractor = None
         return search
@@ -414,9 +419,13 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
         )
         return [next(whole) if found is None else found for found in features]
 
-    def _with_path(self, hit: Hit) -> Hit:
-        record = self.index_.image(hit.id)
-        return dataclasses.replace(hit, path=record.path, label=record.label)
+    def _with_paths(self, hits: Iterable[Hit]) -> Iterator[Hit]:
+        for hit in hits:
+            try:
+                record = self.index_.image(hit.id)
+            except KeyError:  # another process has removed it since this index was loaded
+                continue
+            yield dataclasses.replace(hit, path=record.path, label=record.label)
 
     def _moved_root(self) -> Path | None:
         settings, _ = self.index_.attachment("search") or ({}, {})

@@ -386,25 +386,25 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         construction, or is of a newer format version.
         """
         store = IndexStore.open(Path(path))
-        if store.state == BUILDING:
-            n_photos = store.catalog.scalar("SELECT count(*) FROM images")
-            raise IndexFormatError(
-                f"{path} is an index under construction ({n_photos} photos so far); resume it by "
-                "running the same fit (or the same command) again"
-            )
-        return cls._from_store(store, n_jobs=n_jobs, verify=verify)
-
-    @classmethod
-    def _from_store(cls, store: IndexStore, *, n_jobs: int | None, verify: bool) -> DelfIndex:
-        if verify and (found := store.problems()):
-            raise IndexFormatError(f"{store.path} is damaged: " + "; ".join(found))
-        parameters = store.catalog.value("index", {})
         try:
-            index = cls(**parameters, n_jobs=n_jobs)
+            if store.state == BUILDING:
+                n_photos = store.catalog.scalar("SELECT count(*) FROM images")
+                raise IndexFormatError(
+                    f"{path} is an index under construction ({n_photos} photos so far); resume it "
+                    "by running the same fit (or the same command) again"
+                )
+            if verify and (found := store.problems()):
+                raise IndexFormatError(f"{path} is damaged: " + "; ".join(found))
+            index = cls(**store.catalog.value("index"), n_jobs=n_jobs)
             index._check_parameters()
             index._adopt(store)
-        except TypeError as error:
-            raise IndexFormatError(f"{store.path} is damaged: {error}") from error
+        except IndexFormatError:
+            store.close()
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # Whatever else cannot be made sense of was not written by save.
+            store.close()
+            raise IndexFormatError(f"{path} is damaged: {error}") from error
         return index
 
     def check(self) -> list[str]:

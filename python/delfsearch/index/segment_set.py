@@ -117,7 +117,7 @@ class SegmentSet:
         if len(group) > 1:
             self.merge(group)
         for segment in by_size:
-            if segment not in group and 2 * segment.n_live_rows < segment.n_rows:
+            if segment in self.view.segments and 2 * segment.n_live_rows < segment.n_rows:
                 self.merge([segment])
 
     def merge(self, segments: Sequence[Segment]) -> None:

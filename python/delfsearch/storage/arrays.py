@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -65,9 +66,10 @@ def map_array(path: Path, *, dtype: str, shape: Sequence[int], n_bytes: int) -> 
         array = np.load(path, mmap_mode=mode, allow_pickle=False)
     except FileNotFoundError:
         raise IndexFormatError(f"{path} is missing: the index is damaged") from None
-    except (ValueError, EOFError, SyntaxError) as error:
-        if isinstance(error, IndexFormatError):
-            raise
+    except IndexFormatError:
+        raise
+    except (ArithmeticError, EOFError, SyntaxError, TokenError, TypeError, ValueError) as error:
+        # NumPy parses the header as Python source; a damaged one fails in many ways.
         raise IndexFormatError(f"{path} is damaged: {error}") from error
     if array.dtype.str != dtype or array.shape != tuple(shape) or not array.flags.c_contiguous:
         raise IndexFormatError(

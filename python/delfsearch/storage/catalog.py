@@ -22,6 +22,7 @@ from delfsearch.errors import IndexFormatError
 APPLICATION_ID = 0x44454C46  # "DELF", at byte 68 of the file
 FORMAT_VERSION = 1
 FILE_NAME = "catalog.sqlite"
+_BUSY_SECONDS = 5.0  # that a writer waits for another one, or for readers to finish a row
 
 # Columns in the order of their checksum, primary key first.
 TABLES: dict[str, tuple[str, ...]] = {
@@ -94,6 +95,7 @@ class Catalog:
         self.path = path
         self._lock = threading.RLock()
         self._sums: dict[str, tuple[int, int]] = {}
+        self._generation: Any = None  # of the last commit seen here
         self.writing = False
 
     # -- opening and closing ------------------------------------------------------------------
@@ -101,14 +103,14 @@ class Catalog:
     @classmethod
     def in_memory(cls) -> Catalog:
         """Return an empty catalog that lives in RAM and is always writable."""
-        catalog = cls(_connect(":memory:"), None)
+        catalog = cls(_connect(None), None)
         catalog._create_tables()
         return catalog
 
     @classmethod
     def create(cls, path: Path) -> Catalog:
         """Create the file with empty tables and leave its first transaction open."""
-        catalog = cls(_connect(_uri(path, "rwc")), path)
+        catalog = cls(_connect(path), path)
         catalog._create_tables()
         return catalog
 
@@ -121,7 +123,7 @@ class Catalog:
             # A writer died in its transaction: a writable connection rolls it back on first read.
             try:
                 with _translated(path):
-                    connection = _connect(_uri(path, "rw"))
+                    connection = _connect(path, "rw")
                     connection.execute("SELECT count(*) FROM meta").fetchone()
                     connection.close()
             except OSError:
@@ -129,9 +131,8 @@ class Catalog:
                     f"{path.parent} was being written when the writer stopped, and cannot be "
                     "recovered because it is read-only here; load it once where it is writable"
                 ) from None
-        catalog = cls(_connect(_uri(path, "ro")), path)
-        with _translated(path):
-            catalog._connection.execute("SELECT count(*) FROM meta").fetchone()
+        catalog = cls(_connect(path, "ro"), path)
+        catalog._generation = catalog.value("generation")
         return catalog
 
     def _create_tables(self) -> None:
@@ -155,14 +156,13 @@ class Catalog:
             return
         assert self.path is not None  # an in-memory catalog is always writing
         with self._lock, _translated(self.path):
-            generation = self.value("generation", 0)
-            connection = _connect(_uri(self.path, "rw"))
+            connection = _connect(self.path, "rw")
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 row = connection.execute(
                     "SELECT value FROM meta WHERE name = 'generation'"
                 ).fetchone()
-                if row is None or json.loads(row[0]) != generation:
+                if row is None or json.loads(row[0]) != self._generation:
                     raise IndexFormatError(
                         f"{self.path.parent} was changed by another writer since it was loaded; "
                         "load it again"
@@ -198,8 +198,9 @@ class Catalog:
     def _reopen(self) -> None:
         assert self.path is not None
         self._connection.close()
-        self._connection = _connect(_uri(self.path, "ro"))
+        self._connection = _connect(self.path, "ro")
         self.writing = False
+        self._generation = self.value("generation")
 
     def close(self) -> None:
         """Close the connection; an open transaction is rolled back."""
@@ -262,7 +263,11 @@ class Catalog:
     def value(self, name: str, default: Any = None) -> Any:
         """Return one entry of the meta table, decoded."""
         text = self.scalar("SELECT value FROM meta WHERE name = ?", (name,))
-        return default if text is None else json.loads(text)
+        try:
+            return default if text is None else json.loads(text)
+        except (TypeError, ValueError) as error:
+            where = "the index" if self.path is None else self.path.parent
+            raise IndexFormatError(f"{where} is damaged: entry {name!r}: {error}") from None
 
     def set_value(self, name: str, value: Any) -> None:
         """Set one entry of the meta table to anything that JSON can hold."""
@@ -326,20 +331,19 @@ def check_header(path: Path) -> None:
         raise IndexFormatError(f"{path} is damaged: it names format version {version}")
 
 
-def _uri(path: Path, mode: str) -> str:
-    return f"file:{quote(str(path.absolute()))}?mode={mode}"
-
-
-def _connect(target: str) -> sqlite3.Connection:
-    try:
+def _connect(path: Path | None, mode: str = "rwc") -> sqlite3.Connection:
+    target = ":memory:" if path is None else f"file:{quote(str(path.absolute()))}?mode={mode}"
+    with _translated(path):
         connection = sqlite3.connect(
-            target, uri=target.startswith("file:"), isolation_level=None, check_same_thread=False
+            target,
+            uri=path is not None,
+            isolation_level=None,
+            check_same_thread=False,
+            timeout=_BUSY_SECONDS,
         )
-    except sqlite3.OperationalError as error:
-        raise PermissionError(f"{target} cannot be opened: {error}") from None
-    connection.execute("PRAGMA synchronous = EXTRA")
-    # Uncommitted pages stay in RAM: spilling would lock readers out before the commit.
-    connection.execute("PRAGMA cache_spill = OFF")
+        connection.execute("PRAGMA synchronous = EXTRA")
+        # Uncommitted pages stay in RAM: spilling would lock readers out before the commit.
+        connection.execute("PRAGMA cache_spill = OFF")
     return connection
 
 

@@ -74,9 +74,9 @@ def plot_matches(
     starts = (inliers[:, :2] + 0.5) * left_zoom
     ends = (inliers[:, 2:] + 0.5) * right_zoom + np.array([shift, 0.0], np.float32)
     # Hundreds of matches would cover the photos: lines fade as they get more.
-    alpha = float(np.clip(12.0 / np.sqrt(max(len(inliers), 1)), 0.35, 0.9))
+    alpha = float(np.clip(60.0 / max(len(inliers), 1), 0.2, 0.9))
     segments = np.stack([starts, ends], axis=1)
-    ax.add_collection(LineCollection(list(segments), colors=_GREEN, linewidths=1.0, alpha=alpha))
+    ax.add_collection(LineCollection(list(segments), colors=_GREEN, linewidths=0.8, alpha=alpha))
     for points in (starts, ends):
         ax.scatter(points[:, 0], points[:, 1], s=9, c=_GREEN, edgecolors="white", linewidths=0.4)
     ax.set_xlim(0, width)

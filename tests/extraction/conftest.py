@@ -42,7 +42,8 @@ def random_tensors(seed: int = 0) -> dict[str, np.ndarray]:
 def attention_tensors(seed: int = 1) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(seed)
     return {
-        "attention.conv1.weight": generator.standard_normal((512, N_CHANNELS, 1, 1), np.float32) / 32,
+        "attention.conv1.weight": generator.standard_normal((512, N_CHANNELS, 1, 1), np.float32)
+        / 32,
         "attention.conv1.bias": generator.standard_normal(512, np.float32) / 32,
         "attention.conv2.weight": generator.standard_normal((1, 512, 1, 1), np.float32) / 23,
         "attention.conv2.bias": np.zeros(1, np.float32),

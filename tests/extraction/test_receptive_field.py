@@ -80,9 +80,9 @@ def test_folded_trunk_equals_reference(layout, size, tensors):
         for fused in {trunk.fused, False}:
             trunk.fused = fused
             torch.testing.assert_close(trunk(x), expected, atol=2e-4, rtol=2e-4)
-        half = FoldedTrunk(
-            torch_tensors, layout, bn_eps=1e-3, input_std=std, dtype=torch.bfloat16
-        )(x).float()
+        half = FoldedTrunk(torch_tensors, layout, bn_eps=1e-3, input_std=std, dtype=torch.bfloat16)(
+            x
+        ).float()
     assert F.cosine_similarity(half, expected, dim=1).mean() > 0.98
 
 

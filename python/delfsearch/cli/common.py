@@ -87,8 +87,11 @@ def make_extractor(arguments: argparse.Namespace) -> DelfExtractor:
     """Build the extractor that the options describe; what was not given stays the preset's."""
     from delfsearch.extraction.extractor import DelfExtractor
 
+    weights = arguments.weights
+    if weights is not None and os.path.exists(weights):
+        weights = os.path.abspath(weights)  # the index keeps it, for commands run elsewhere
     given = {
-        "weights": arguments.weights,
+        "weights": weights,
         "scales": arguments.scales,
         "max_features": arguments.max_features,
         "n_components": arguments.dimensions,
@@ -98,7 +101,7 @@ def make_extractor(arguments: argparse.Namespace) -> DelfExtractor:
         "device": arguments.device,
         "n_jobs": -1 if arguments.threads is None else arguments.threads,
     }
-    ensure_weights(str(arguments.weights or DelfExtractor().weights))
+    ensure_weights(str(weights or DelfExtractor().weights))
     chosen = {name: value for name, value in given.items() if value is not None}
     return DelfExtractor.preset(arguments.preset, **chosen)
 

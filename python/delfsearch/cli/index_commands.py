@@ -110,7 +110,12 @@ def _index(arguments: argparse.Namespace) -> int:
 
 def _add(arguments: argparse.Namespace) -> int:
     labels = None if arguments.labels is None else read_labels(arguments.labels)
-    files = [file for photo in arguments.photos for file in photo_files(photo)]
+    files = []
+    for photo in arguments.photos:
+        found = photo_files(photo)
+        if not found:
+            raise CommandError(f"found no photos in {photo}")
+        files += found
     search = load_search(arguments)
     before = {path for path, _ in search.skipped_ + search.duplicates_}
     if not arguments.quiet:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from delfsearch.extraction.network import N_CHANNELS, tensor_shapes
 from delfsearch.extraction.weights import save_weights
@@ -41,9 +43,9 @@ def random_tensors(seed: int = 0) -> dict[str, np.ndarray]:
 
 def attention_tensors(seed: int = 1) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(seed)
+    first = generator.standard_normal((512, N_CHANNELS, 1, 1), np.float32)
     return {
-        "attention.conv1.weight": generator.standard_normal((512, N_CHANNELS, 1, 1), np.float32)
-        / 32,
+        "attention.conv1.weight": first / 32,
         "attention.conv1.bias": generator.standard_normal(512, np.float32) / 32,
         "attention.conv2.weight": generator.standard_normal((1, 512, 1, 1), np.float32) / 23,
         "attention.conv2.bias": np.zeros(1, np.float32),
@@ -89,6 +91,15 @@ def texture(width: int, height: int, seed: int = 0) -> np.ndarray:
     coarse = generator.uniform(0, 255, (height // 8 + 3, width // 8 + 3, 3))
     fine = np.kron(coarse, np.ones((8, 8, 1)))[:height, :width]
     return (0.8 * fine + generator.uniform(0, 50, (height, width, 3))).astype(np.uint8)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_torch_thread() -> Iterator[None]:
+    """Tiny tensors: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

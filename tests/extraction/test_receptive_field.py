@@ -42,19 +42,19 @@ def test_impulse_response_is_the_derived_field(layout, length, monkeypatch):
     # Averaging instead of maximum: same geometry, but a gradient everywhere.
     monkeypatch.setattr(F, "max_pool2d", lambda x, k, s, p=0: F.avg_pool2d(x, k, s, p))
     model = positive_network(layout)
-    for axis in (2, 3):
-        shape = [1, 3, 24, 24]
-        shape[axis] = length
-        x = torch.ones(shape, dtype=torch.float64, requires_grad=True)
-        y = model(x)
-        field = receptive_field(layers(layout), length)
-        assert y.shape[axis] == field.n_cells
-        for cell in (0, field.n_cells // 2, field.n_cells - 1):
-            (gradient,) = torch.autograd.grad(y.select(axis, cell).sum(), x, retain_graph=True)
-            seen = np.flatnonzero(gradient.abs().sum(dim=(0, 1, 5 - axis)).numpy())
-            centre, half = field.centres()[cell], (field.size - 1) / 2
-            assert seen[0] == max(0, centre - half)
-            assert seen[-1] == min(length - 1, centre + half)
+    axis = 2 + length % 2
+    shape = [1, 3, 17, 17]
+    shape[axis] = length
+    x = torch.ones(shape, dtype=torch.float64, requires_grad=True)
+    y = model(x)
+    field = receptive_field(layers(layout), length)
+    assert y.shape[axis] == field.n_cells
+    for cell in (0, field.n_cells // 2, field.n_cells - 1):
+        (gradient,) = torch.autograd.grad(y.select(axis, cell).sum(), x, retain_graph=True)
+        seen = np.flatnonzero(gradient.abs().sum(dim=(0, 1, 5 - axis)).numpy())
+        centre, half = field.centres()[cell], (field.size - 1) / 2
+        assert seen[0] == max(0, centre - half)
+        assert seen[-1] == min(length - 1, centre + half)
 
 
 @pytest.mark.parametrize("layout", STRIDE_LAYOUTS)
@@ -67,7 +67,7 @@ def test_known_figures(layout):
 
 
 @pytest.mark.parametrize("layout", STRIDE_LAYOUTS)
-@pytest.mark.parametrize("size", [(96, 131), (97, 130), (98, 129), (11, 10)])
+@pytest.mark.parametrize("size", [(46, 63), (65, 44), (11, 10)])
 def test_folded_trunk_equals_reference(layout, size, tensors):
     torch_tensors = {k: torch.from_numpy(v) for k, v in tensors.items()}
     std = (58.0, 57.0, 57.0)

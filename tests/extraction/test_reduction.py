@@ -104,6 +104,5 @@ def test_layouts_and_dtypes():
     expected = fitted.transform(X)
     np.testing.assert_allclose(fitted.transform(np.asfortranarray(X)), expected, atol=1e-6)
     np.testing.assert_allclose(fitted.transform(np.repeat(X, 2, 0)[::2]), expected, atol=1e-6)
-    assert (
-        expected.dtype == np.float32 and fitted.transform(X.astype(np.float64)).dtype == np.float64
-    )
+    assert expected.dtype == np.float32
+    assert fitted.transform(X.astype(np.float64)).dtype == np.float64

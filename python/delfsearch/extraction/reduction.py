@@ -24,7 +24,9 @@ _BLOCK_ROWS = 4096
 def l2_normalize(X: NDArray[Any]) -> NDArray[Any]:
     """Return the rows of X scaled to length 1; rows of zeros stay zero."""
     norms = np.sqrt(np.einsum("ij,ij->i", X, X, dtype=np.float64))[:, None]
-    return np.divide(X, norms, out=np.zeros_like(X), where=norms > 0, casting="same_kind")
+    result = np.zeros_like(X)
+    np.divide(X, norms, out=result, where=norms > 0, casting="same_kind")
+    return result
 
 
 class _Covariance:
@@ -103,7 +105,7 @@ class PcaReduction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         return self
 
     def transform(self, X: Any) -> NDArray[Any]:
-        """Return X (n, d) reduced to (n, n_components) rows of length 1, float32 or float64 as X."""
+        """Return X (n, d) reduced to (n, n_components), rows of length 1, in X's precision."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
         components = self.components_
@@ -147,8 +149,9 @@ class PcaReduction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         k = len(components) if n_components is None else n_components
         if k > len(components):
             raise ValueError(
-                f"n_components must be at most {len(components)}, what the stored PCA has; got {k}. "
-                "Call fit to learn another"
+                f"n_components must be at most {len(components)}, what the stored PCA has; got "
+                f"{k}: "
+                "call fit to learn another"
             )
         reduction = cls(k, whiten=whiten)
         reduction.mean_ = mean

@@ -63,7 +63,9 @@ def resolve_device(device: str) -> torch.device:
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError):
-        raise ValueError(f"device must be 'auto', 'cpu' or a torch device; got {device!r}") from None
+        raise ValueError(
+            f"device must be 'auto', 'cpu' or another torch device; got {device!r}"
+        ) from None
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={device!r} needs a GPU that torch sees; use device='auto'")
     return resolved

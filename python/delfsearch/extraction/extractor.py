@@ -48,7 +48,7 @@ class ScoreLevel(NamedTuple):
     keypoints_xy: NDArray[np.float32]
 
 
-class DelfExtractor(BaseEstimator):
+class DelfExtractor(BaseEstimator):  # type: ignore[misc]
     """Extract DELF features: dense conv4_x features of an image pyramid, the best kept, reduced.
 
     weights : registered name ("resnet50-imagenet", fetched once through npm) or path of a

@@ -50,7 +50,7 @@ class _Covariance:
             self.n = n
 
 
-class PcaReduction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class PcaReduction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """L2, PCA, optional whitening, L2: the paper's reduction of descriptors, as a transformer.
 
     n_components : dimensions kept, 1 <= n_components <= min(rows, columns) of the fitted data.

@@ -54,7 +54,8 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
     extractor : DelfExtractor, or anything with its fit, transform, stream, get_state and
         from_state; None means DelfExtractor(). An extractor that has no reduction yet learns it in
         `fit`, from these photos; from then on it is frozen and kept with the index.
-    index : unfitted DelfIndex; None means DelfIndex().
+    index : unfitted DelfIndex; None means DelfIndex() with the extractor's max_squared_distance,
+        where it has one.
     verifier : Verifier; None means Verifier().
     duplicates : what becomes of a photo file whose bytes are those of one that is indexed: "once"
         notes it in duplicates_, "all" indexes it too.
@@ -108,7 +109,7 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
         """
         check_choice(self.duplicates, "duplicates", ("once", "all"))
         root, items = _list(photos, labels)
-        index = DelfIndex() if self.index is None else clone(self.index)
+        index = clone(self.index) if self.index is not None else self._default_index()
         builder = IndexBuilder(index, None if index_path is None else Path(index_path))
         try:
             extractor = self._freeze_extractor(builder, items, learn_reduction)
@@ -345,6 +346,10 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
         from delfsearch.extraction.extractor import DelfExtractor  # imports torch
 
         return DelfExtractor()
+
+    def _default_index(self) -> DelfIndex:
+        limit = getattr(self._given_extractor(), "max_squared_distance", None)
+        return DelfIndex(max_squared_distance=limit)
 
     def _freeze_extractor(
         self, builder: IndexBuilder, items: Sequence[PhotoFile], learn: bool

@@ -67,6 +67,25 @@ def test_every_pair_of_brute_force_is_there_grouped_by_photo(photos, query, k):
     assert matches.database_xy.dtype == matches.squared_distances.dtype == np.float32
 
 
+@pytest.mark.parametrize("vote", ["count", "distance"])
+def test_neighbours_beyond_the_largest_distance_are_no_matches(photos, query, vote):
+    index = DelfIndex().fit(photos)
+    pairs = brute_force(index, query, 40)
+    every = sorted(squared for found in pairs.values() for squared in found.values())
+    limit = (every[len(every) // 2] + every[len(every) // 2 + 1]) / 2
+    index.set_params(max_squared_distance=limit, vote=vote)
+    found = as_dict(index.query(query, k=40, max_leaves=ALL))
+    expected = {
+        i: {pair for pair, squared in near.items() if squared <= limit}
+        for i, near in pairs.items()
+    }
+    assert {i: {pair[:2] for pair in pairs} for i, pairs in found.items()} == {
+        i: near for i, near in expected.items() if near
+    }
+    index.set_params(max_squared_distance=0.0)
+    assert len(index.query(query)) == 0
+
+
 def test_shortlist_keeps_the_photos_with_most_votes_and_all_their_pairs(photos, query):
     index = DelfIndex(k=20, max_leaves=ALL).fit(photos)
     everything = as_dict(index.query(query))

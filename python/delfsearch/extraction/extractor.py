@@ -120,6 +120,14 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"preset must be one of {', '.join(map(repr, PRESETS))}; got {name!r}")
         return cls(**{**PRESETS[name], **overrides})
 
+    @property
+    def max_squared_distance(self) -> float | None:
+        """Squared L2 beyond which two of its descriptors are taken for no match; None: not known.
+
+        Source: the official code's descriptor distance of 0.8, for 40 dimensions, not whitened.
+        """
+        return 0.64 if self.n_components == 40 and not self.whiten else None
+
     def fit(self, photos: Iterable[Any], y: Any = None) -> DelfExtractor:
         """Learn the PCA from the features of a sample of at most n_fit_photos photos; return self.
 

@@ -41,6 +41,8 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
     method : "kdtree", 8-bit codes under a KD-tree; "auto" means the same. "ivf" is not available
         in this release.
     k, max_leaves, max_candidates : defaults of `query`.
+    max_squared_distance : neighbours beyond it are no putative matches, >= 0; None keeps all k. In
+        a small collection the k nearest of any feature are spread over every photo.
     leaf_size, clip_quantile : of the tree, see QuantizedKDTree.
     vote : how photos are shortlisted. "count": a photo's votes are the query features that have a
         neighbour in it; "distance": each counts 1 - d / d_k, with d the squared distance of its
@@ -66,6 +68,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         leaf_size: int = 64,
         clip_quantile: float = 0.9999,
         max_candidates: int = 200,
+        max_squared_distance: float | None = None,
         vote: str = "count",
         merge_factor: float = 4.0,
         n_jobs: int | None = None,
@@ -76,6 +79,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         self.leaf_size = leaf_size
         self.clip_quantile = clip_quantile
         self.max_candidates = max_candidates
+        self.max_squared_distance = max_squared_distance
         self.vote = vote
         self.merge_factor = merge_factor
         self.n_jobs = n_jobs
@@ -263,6 +267,9 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
             squared, rows = view.neighbors(
                 np.concatenate(descriptors[start:stop]), k, leaves, starts, excluded[start:stop]
             )
+            if self.max_squared_distance is not None:
+                too_far = squared > self.max_squared_distance
+                squared[too_far], rows[too_far] = np.inf, -1
             for i, photo in enumerate(photos[start:stop]):
                 mine = slice(starts[i], starts[i + 1])
                 answers.append(
@@ -448,6 +455,8 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
             )
         for name in ("k", "max_leaves", "leaf_size", "max_candidates"):
             check_integer(getattr(self, name), name, minimum=1)
+        if self.max_squared_distance is not None:
+            check_real(self.max_squared_distance, "max_squared_distance", minimum=0.0)
         check_choice(self.vote, "vote", ("count", "distance"))
         check_real(self.merge_factor, "merge_factor", minimum=0.0)
         check_n_jobs(self.n_jobs)

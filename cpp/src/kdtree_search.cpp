@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <stdexcept>
 
 #include "delfsearch/cpu.hpp"
@@ -15,6 +16,7 @@
 namespace delfsearch {
 namespace {
 
+using kdtree::FilterHead;
 using kdtree::Group;
 using kdtree::Kernels;
 using kdtree::Query;
@@ -26,6 +28,7 @@ constexpr std::size_t kMaxBatch = 1024;    // queries that share one pass over t
 constexpr std::size_t kMaxPairs = std::size_t{1} << 21;
 constexpr std::size_t kPendingSlack = 256;  // rows gathered beyond k before the limit is tightened
 constexpr std::size_t kFirstLooks = 192;    // rows beyond k scanned for a first limit
+constexpr std::size_t kCacheLine = 64;
 constexpr float kUnlimited = std::numeric_limits<float>::max();
 
 const Kernels& kernels() {
@@ -51,6 +54,13 @@ std::uint64_t neighbour_key(float squared_distance, std::uint32_t id) {
   std::uint32_t bits;
   std::memcpy(&bits, &squared_distance, 4);
   return static_cast<std::uint64_t>(bits) << 32 | id;
+}
+
+// Nearest integer, halves to even: the sum has no bits left for a fraction. No call, unlike
+// nearbyint.
+int round_to_int(double x) {
+  constexpr double kShift = 6755399441055744.0;  // 1.5 * 2^52
+  return static_cast<int>((x + kShift) - kShift);
 }
 
 // What a search needs of the tree beside its arrays, once per call.
@@ -92,21 +102,45 @@ struct Plan {
   }
 };
 
+// Memory whose contents start undefined: most of it is never touched, and zeroing it would show.
+template <typename T>
+class Scratch {
+ public:
+  // Discards the contents.
+  void resize(std::size_t n) {
+    if (n > size_) data_.reset(new T[n]);
+    size_ = std::max(size_, n);
+  }
+  T* data() { return data_.get(); }
+  T& operator[](std::size_t i) { return data_[i]; }
+  const T& operator[](std::size_t i) const { return data_[i]; }
+
+ private:
+  std::unique_ptr<T[]> data_;
+  std::size_t size_ = 0;
+};
+
 // The state of one group of queries; memory is reused from group to group of a thread.
 class Batch {
  public:
   Batch(const Plan& plan, std::size_t max_queries)
       : plan_(plan),
         padded_(plan.d4 * 4),
-        queries_(max_queries),
-        base_(max_queries),
-        slack_(max_queries),
-        bytes_(max_queries * padded_ * 3),
-        fine_(max_queries * padded_),
-        pending_(max_queries * (plan.capacity + kKdTreeBlock)),
-        pending_row_(max_queries * (plan.capacity + kKdTreeBlock)),
-        survivors_(max_queries),
-        v_(plan.d) {}
+        pending_stride_(plan.capacity + kKdTreeBlock),
+        record_stride_((sizeof(FilterHead) + padded_ + kCacheLine - 1) / kCacheLine * kCacheLine) {
+    queries_.resize(max_queries);
+    base_.resize(max_queries);
+    slack_.resize(max_queries);
+    bytes_.resize(max_queries * padded_ * 2);
+    fine_.resize(max_queries * padded_);
+    pending_.resize(max_queries * pending_stride_);
+    pending_row_.resize(max_queries * pending_stride_);
+    survivors_.resize(max_queries);
+    v_.resize(plan.d);
+    record_bytes_.resize(max_queries * record_stride_ + kCacheLine);
+    const auto address = reinterpret_cast<std::uintptr_t>(record_bytes_.data());
+    records_ = record_bytes_.data() + (kCacheLine - address % kCacheLine) % kCacheLine;
+  }
 
   void run(const float* rows, std::size_t n_queries, float* squared_distances, std::int64_t* ids,
            std::size_t k_out) {
@@ -122,6 +156,10 @@ class Batch {
   }
 
  private:
+  FilterHead* head(std::size_t q) {
+    return reinterpret_cast<FilterHead*>(records_ + q * record_stride_);
+  }
+
   void prepare(std::size_t q, const float* row) {
     double norm = 0, largest = 0, total = 0;
     for (std::size_t i = 0; i < plan_.d; ++i) {
@@ -132,15 +170,15 @@ class Batch {
       total += std::fabs(v_[i]);
     }
     const double unit = std::max(largest / 32512.0, total / 8388608.0);
-    std::int8_t* high = bytes_.data() + q * padded_ * 3;
+    std::int8_t* high = bytes_.data() + q * padded_ * 2;
     std::int8_t* low = high + padded_;
-    std::int8_t* coarse = low + padded_;
+    std::int8_t* coarse = reinterpret_cast<std::int8_t*>(head(q) + 1);
     std::int16_t* fine = fine_.data() + q * padded_;
     const int coarse_step = kernels().coarse_step;
     std::int32_t high_sum = 0, fine_sum = 0, coarse_sum = 0;
     double rest_norm = 0, rest_total = 0;
     for (std::size_t i = 0; i < plan_.d; ++i) {
-      const int v = unit > 0 ? static_cast<int>(std::nearbyint(v_[i] / unit)) : 0;
+      const int v = unit > 0 ? round_to_int(v_[i] / unit) : 0;
       const int h = (v + 128) >> 8;
       const int c = coarse_step == 256 ? h : (v + 256) >> 9;
       const int rest = v - coarse_step * c;
@@ -158,16 +196,15 @@ class Batch {
     Query& query = queries_[q];
     query.high = high;
     query.low = low;
-    query.coarse = coarse;
     query.fine = fine;
     query.high_offset = 128 * high_sum;
     query.fine_offset = 128 * fine_sum;
-    query.coarse_offset = 128 * coarse_sum;
+    head(q)->offset = 128 * coarse_sum;
     query.scale = static_cast<float>(2 * unit);
     query.rank_scale = 256 * query.scale;
     query.count = 0;
-    query.pending = pending_.data() + q * (plan_.capacity + kKdTreeBlock);
-    query.pending_row = pending_row_.data() + q * (plan_.capacity + kKdTreeBlock);
+    query.pending = pending_.data() + q * pending_stride_;
+    query.pending_row = pending_row_.data() + q * pending_stride_;
     base_[q] = static_cast<float>(norm);
     bound_rest(q, std::sqrt(rest_norm), rest_total, coarse_step);
     set_limit(q, kUnlimited);
@@ -194,8 +231,7 @@ class Batch {
       slack.divisor = 1;
       slack.added = by_total;
     }
-    query.coarse_scale = static_cast<float>(scale * coarse_step / slack.divisor);
-    // coarse_scale is rounded too; the sum it multiplies is at most 2^23 / coarse_step * 128 units.
+    head(q)->scale = static_cast<float>(scale * coarse_step / slack.divisor);
   }
 
   void set_limit(std::size_t q, float limit) {
@@ -203,9 +239,9 @@ class Batch {
     query.limit = limit;
     const Slack& slack = slack_[q];
     if (limit == kUnlimited)
-      query.coarse_limit = kUnlimited;
+      head(q)->limit = kUnlimited;
     else
-      query.coarse_limit = static_cast<float>(
+      head(q)->limit = static_cast<float>(
           (static_cast<double>(limit) + slack.added + slack.rounding) / slack.divisor);
   }
 
@@ -243,8 +279,7 @@ class Batch {
         if (plan_.exhaustive)
           queries_[q].count = 0;  // it meets these rows again
         else
-          std::copy(leaves_.begin(), leaves_.begin() + static_cast<std::ptrdiff_t>(count),
-                    wanted_.begin() + static_cast<std::ptrdiff_t>(q * plan_.max_leaves));
+          std::copy(leaves_.data(), leaves_.data() + count, wanted_.data() + q * plan_.max_leaves);
       }
     }
     n_scanned_ = n_first;
@@ -276,12 +311,8 @@ class Batch {
     while (count > wanted) {
       std::size_t j = count;
       while (values_[j - 1] != last) --j;
-      std::copy(values_.begin() + static_cast<std::ptrdiff_t>(j),
-                values_.begin() + static_cast<std::ptrdiff_t>(count),
-                values_.begin() + static_cast<std::ptrdiff_t>(j - 1));
-      std::copy(leaves_.begin() + static_cast<std::ptrdiff_t>(j),
-                leaves_.begin() + static_cast<std::ptrdiff_t>(count),
-                leaves_.begin() + static_cast<std::ptrdiff_t>(j - 1));
+      std::copy(values_.data() + j, values_.data() + count, values_.data() + j - 1);
+      std::copy(leaves_.data() + j, leaves_.data() + count, leaves_.data() + j - 1);
       --count;
     }
     return count;
@@ -333,8 +364,8 @@ class Batch {
       group.n_blocks = static_cast<std::uint32_t>(padded_rows(last - first) / kKdTreeBlock);
       group.valid = ~std::uint64_t{0} >> (kGroupRows - (last - first));
       if (begin > first) group.valid &= ~std::uint64_t{0} << (begin - first);
-      const std::size_t n =
-          kernels().filter(group, plan_.d4, queries_.data(), members, n_members, survivors_.data());
+      const std::size_t n = kernels().filter(group, plan_.d4, records_, record_stride_, members,
+                                             n_members, survivors_.data());
       for (std::size_t i = 0; i < n; ++i) {
         const std::size_t q = survivors_[i].query;
         if (queries_[q].count + kGroupRows > plan_.capacity) tighten(q);
@@ -420,21 +451,23 @@ class Batch {
   };
 
   const Plan& plan_;
-  std::size_t padded_;
+  std::size_t padded_, pending_stride_, record_stride_;
   std::size_t n_queries_ = 0;
   std::size_t n_scanned_ = 0;  // leading leaves of wanted_ that rank_leaves has scanned
-  std::vector<Query> queries_;
-  std::vector<float> base_;  // sum r^2, what P lacks to be the distance
-  std::vector<Slack> slack_;
-  std::vector<std::int8_t> bytes_;
-  std::vector<std::int16_t> fine_;
-  std::vector<float> pending_;
-  std::vector<std::uint32_t> pending_row_;
-  std::vector<Survivor> survivors_;
-  std::vector<double> v_;
-  std::vector<float> scores_, values_;
-  std::vector<std::uint32_t> leaves_, wanted_, members_;
-  std::vector<std::size_t> starts_;
+  Scratch<Query> queries_;
+  Scratch<float> base_;  // sum r^2, what P lacks to be the distance
+  Scratch<Slack> slack_;
+  Scratch<std::int8_t> bytes_;
+  Scratch<std::int16_t> fine_;
+  Scratch<float> pending_;
+  Scratch<std::uint32_t> pending_row_;
+  Scratch<std::uint8_t> record_bytes_;
+  std::uint8_t* records_ = nullptr;  // within record_bytes_, at a cache line
+  Scratch<Survivor> survivors_;
+  Scratch<double> v_;
+  Scratch<float> scores_, values_;
+  Scratch<std::uint32_t> leaves_, wanted_, members_;
+  std::vector<std::uint32_t> starts_;
   std::vector<std::uint64_t> keys_;
   std::vector<Ordered> order_;
 };

@@ -18,6 +18,7 @@
 #include <immintrin.h>
 
 #include <cstring>
+#include <limits>
 
 #include "kdtree_select.hpp"
 
@@ -107,20 +108,22 @@ void rank(const std::uint8_t* codes, const float* norms, std::size_t n_blocks, s
 }
 
 template <int kQueries, int kBlocks>
-TARGET_INLINE Survivor* filter_tile(const Group& group, std::size_t d4, const Query* queries,
-                                    const std::uint32_t* members, Survivor* out) {
+TARGET_INLINE Survivor* filter_tile(const Group& group, std::size_t d4, const std::uint8_t* records,
+                                    std::size_t stride, const std::uint32_t* members,
+                                    Survivor* out) {
+  const FilterHead* heads[kQueries];
   const std::int8_t* words[kQueries];
   std::int32_t offsets[kQueries];
   for (int q = 0; q < kQueries; ++q) {
-    words[q] = queries[members[q]].coarse;
-    offsets[q] = queries[members[q]].coarse_offset;
+    heads[q] = reinterpret_cast<const FilterHead*>(records + members[q] * stride);
+    words[q] = reinterpret_cast<const std::int8_t*>(heads[q] + 1);
+    offsets[q] = heads[q]->offset;
   }
   __m512i sums[kQueries][kBlocks];
   dot<kQueries, kBlocks>(group.codes, d4, words, offsets, sums);
   for (int q = 0; q < kQueries; ++q) {
-    const Query& query = queries[members[q]];
-    const __m512 scale = _mm512_set1_ps(query.coarse_scale);
-    const __m512 limit = _mm512_set1_ps(query.coarse_limit);
+    const __m512 scale = _mm512_set1_ps(heads[q]->scale);
+    const __m512 limit = _mm512_set1_ps(heads[q]->limit);
     std::uint64_t rows = 0;
     for (int b = 0; b < kBlocks; ++b) {
       const __m512 norm = _mm512_loadu_ps(group.norms + static_cast<std::size_t>(b) * kRows);
@@ -136,28 +139,35 @@ TARGET_INLINE Survivor* filter_tile(const Group& group, std::size_t d4, const Qu
 }
 
 template <int kBlocks>
-TARGET std::size_t filter_group(const Group& group, std::size_t d4, const Query* queries,
-                                const std::uint32_t* members, std::size_t n_members,
-                                Survivor* out) {
+TARGET std::size_t filter_group(const Group& group, std::size_t d4, const std::uint8_t* records,
+                                std::size_t stride, const std::uint32_t* members,
+                                std::size_t n_members, Survivor* out) {
   Survivor* end = out;
   std::size_t q = 0;
-  for (; q + 4 <= n_members; q += 4)
-    end = filter_tile<4, kBlocks>(group, d4, queries, members + q, end);
-  for (; q < n_members; ++q) end = filter_tile<1, kBlocks>(group, d4, queries, members + q, end);
+  for (; q + 4 <= n_members; q += 4) {
+    // The queries of a leaf are scattered: ask early for those after the next.
+    if (q + 12 <= n_members)
+      for (std::size_t i = 8; i < 12; ++i)
+        _mm_prefetch(reinterpret_cast<const char*>(records + members[q + i] * stride), _MM_HINT_T0);
+    end = filter_tile<4, kBlocks>(group, d4, records, stride, members + q, end);
+  }
+  for (; q < n_members; ++q)
+    end = filter_tile<1, kBlocks>(group, d4, records, stride, members + q, end);
   return static_cast<std::size_t>(end - out);
 }
 
-std::size_t filter(const Group& group, std::size_t d4, const Query* queries,
-                   const std::uint32_t* members, std::size_t n_members, Survivor* out) {
+std::size_t filter(const Group& group, std::size_t d4, const std::uint8_t* records,
+                   std::size_t stride, const std::uint32_t* members, std::size_t n_members,
+                   Survivor* out) {
   switch (group.n_blocks) {
     case 1:
-      return filter_group<1>(group, d4, queries, members, n_members, out);
+      return filter_group<1>(group, d4, records, stride, members, n_members, out);
     case 2:
-      return filter_group<2>(group, d4, queries, members, n_members, out);
+      return filter_group<2>(group, d4, records, stride, members, n_members, out);
     case 3:
-      return filter_group<3>(group, d4, queries, members, n_members, out);
+      return filter_group<3>(group, d4, records, stride, members, n_members, out);
     default:
-      return filter_group<4>(group, d4, queries, members, n_members, out);
+      return filter_group<4>(group, d4, records, stride, members, n_members, out);
   }
 }
 
@@ -192,22 +202,38 @@ TARGET void refine(const Group& group, std::size_t d4, std::uint64_t rows, Query
   query.count = count;
 }
 
-struct Ops {
-  static constexpr std::size_t kWidth = 16;
+// Loads up to 16 values; those past the end are +inf.
+TARGET_INLINE __m512 load_some(const float* values, std::size_t n) {
+  const __m512 past = _mm512_set1_ps(std::numeric_limits<float>::infinity());
+  if (n >= kRows) return _mm512_loadu_ps(values);
+  return _mm512_mask_loadu_ps(past, static_cast<__mmask16>((1u << n) - 1), values);
+}
 
+struct Ops {
   TARGET static std::size_t count_at_most(const float* values, std::size_t n, float limit) {
     const __m512 bound = _mm512_set1_ps(limit);
     std::size_t count = 0;
-    std::size_t i = 0;
-    for (; i + 16 <= n; i += 16)
+    for (std::size_t i = 0; i < n; i += kRows)
       count += static_cast<std::size_t>(
-          _mm_popcnt_u32(_mm512_cmp_ps_mask(_mm512_loadu_ps(values + i), bound, _CMP_LE_OQ)));
-    if (i < n) {
-      const auto tail = static_cast<__mmask16>((1u << (n - i)) - 1);
-      count += static_cast<std::size_t>(_mm_popcnt_u32(_mm512_mask_cmp_ps_mask(
-          tail, _mm512_maskz_loadu_ps(tail, values + i), bound, _CMP_LE_OQ)));
-    }
+          _mm_popcnt_u32(_mm512_cmp_ps_mask(load_some(values + i, n - i), bound, _CMP_LE_OQ)));
     return count;
+  }
+
+  TARGET static float largest_at_most(const float* values, std::size_t n, float limit) {
+    const __m512 bound = _mm512_set1_ps(limit);
+    __m512 largest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+    for (std::size_t i = 0; i < n; i += kRows) {
+      const __m512 v = load_some(values + i, n - i);
+      largest = _mm512_mask_max_ps(largest, _mm512_cmp_ps_mask(v, bound, _CMP_LE_OQ), largest, v);
+    }
+    return _mm512_reduce_max_ps(largest);
+  }
+
+  TARGET static float smallest(const float* values, std::size_t n) {
+    __m512 least = load_some(values, n);
+    for (std::size_t i = kRows; i < n; i += kRows)
+      least = _mm512_min_ps(least, load_some(values + i, n - i));
+    return _mm512_reduce_min_ps(least);
   }
 };
 

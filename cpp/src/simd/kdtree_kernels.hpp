@@ -12,21 +12,25 @@ namespace delfsearch::kdtree {
 
 // One query as the kernels see it. V = 256 * high + low, exactly; arrays have d4 * 4 elements.
 struct Query {
-  const std::int8_t* high;    // in [-127, 127]
-  const std::int8_t* low;     // in [-128, 127]
-  const std::int8_t* coarse;  // what filter multiplies: about V / coarse_step
-  const std::int16_t* fine;   // V
-  std::int32_t high_offset;   // 128 * sum of high
-  std::int32_t fine_offset;   // 128 * sum of V
-  std::int32_t coarse_offset;
-  float scale;         // 2 * unit: P = norm - scale * sum V (c - 128)
-  float rank_scale;    // 256 * scale
-  float coarse_scale;  // filter passes norm - coarse_scale * sum coarse (c - 128) <= coarse_limit
-  float coarse_limit;
-  float limit;  // rows with P <= limit are kept
+  const std::int8_t* high;   // in [-127, 127]
+  const std::int8_t* low;    // in [-128, 127]
+  const std::int16_t* fine;  // V
+  std::int32_t high_offset;  // 128 * sum of high
+  std::int32_t fine_offset;  // 128 * sum of V
+  float scale;               // 2 * unit: P = norm - scale * sum V (c - 128)
+  float rank_scale;          // 256 * scale
+  float limit;               // rows with P <= limit are kept
   std::uint32_t count;
   float* pending;              // P of the rows kept so far
   std::uint32_t* pending_row;  // and their places in the leaf order
+};
+
+// What filter needs of a query, packed so that 52 dimensions fit one cache line: a row passes where
+// norm - scale * sum word (c - 128) <= limit. d4 * 4 words of int8, about V / coarse_step, follow.
+struct FilterHead {
+  std::int32_t offset;  // 128 * sum of words
+  float scale;
+  float limit;
 };
 
 // Rows of the group that may belong to a query's neighbours, one bit each.
@@ -54,8 +58,10 @@ struct Kernels {
 
   // Writes a survivor for each query with a row that passes; returns how many. out has room for
   // all.
-  std::size_t (*filter)(const Group& group, std::size_t d4, const Query* queries,
-                        const std::uint32_t* members, std::size_t n_members, Survivor* out);
+  // Query q's FilterHead lies at records + q * stride.
+  std::size_t (*filter)(const Group& group, std::size_t d4, const std::uint8_t* records,
+                        std::size_t stride, const std::uint32_t* members, std::size_t n_members,
+                        Survivor* out);
 
   // Appends the survivor's rows with P <= limit to the query's pending list, which has room for 64
   // and 16 more.

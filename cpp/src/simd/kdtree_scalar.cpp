@@ -40,8 +40,8 @@ void rank(const std::uint8_t* codes, const float* norms, std::size_t n_blocks, s
 }
 
 // A bound would cost as much as the distance: everything passes.
-std::size_t filter(const Group& group, std::size_t, const Query*, const std::uint32_t* members,
-                   std::size_t n_members, Survivor* out) {
+std::size_t filter(const Group& group, std::size_t, const std::uint8_t*, std::size_t,
+                   const std::uint32_t* members, std::size_t n_members, Survivor* out) {
   for (std::size_t i = 0; i < n_members; ++i) out[i] = {group.valid, members[i]};
   return n_members;
 }

@@ -2,10 +2,10 @@
 // vectors: no unpredictable branch per element, which is what makes nth_element slow here.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 namespace delfsearch::kdtree {
 
@@ -23,29 +23,20 @@ inline float from_ordered_bits(std::int32_t bits) {
   return value;
 }
 
-// Invariant: count(values <= low) < k <= count(values <= high), over bit patterns. -0 and 0 count
-// as equal and are one bit apart, which costs a step and changes nothing.
+// Ops: count_at_most(values, n, limit), largest_at_most(values, n, limit), smallest(values, n).
+// No NaN. Invariant: count(values <= low) < k <= count(values <= high), over bit patterns.
 template <typename Ops>
 float kth_smallest_by_counting(const float* values, std::size_t n, std::size_t k) {
-  float smallest = values[0], largest = values[0];
-  for (std::size_t i = 1; i < n; ++i) {
-    smallest = std::min(smallest, values[i]);
-    largest = std::max(largest, values[i]);
-  }
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const float largest = Ops::largest_at_most(values, n, kInfinity);
   if (k >= n) return largest;
-  std::int64_t low = static_cast<std::int64_t>(ordered_bits(smallest)) - 1;
+  std::int64_t low = static_cast<std::int64_t>(ordered_bits(Ops::smallest(values, n))) - 1;
   std::int64_t high = ordered_bits(largest);
   while (high - low > 1) {
     const std::int64_t middle = low + (high - low) / 2;
     const float limit = from_ordered_bits(static_cast<std::int32_t>(middle));
     const std::size_t count = Ops::count_at_most(values, n, limit);
-    if (count == k) {
-      // The answer is the largest value that is at most the limit.
-      float answer = smallest;
-      for (std::size_t i = 0; i < n; ++i)
-        answer = std::max(answer, values[i] <= limit ? values[i] : smallest);
-      return answer;
-    }
+    if (count == k) return Ops::largest_at_most(values, n, limit);
     if (count < k)
       low = middle;
     else

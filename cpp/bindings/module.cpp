@@ -6,8 +6,8 @@ PYBIND11_MODULE(_core, m) {
       "The compiled core of delfsearch. Use the Python classes; arguments here are unchecked.";
   m.attr("__version__") = DELFSEARCH_VERSION;
   m.def(
-      "simd", [] { return delfsearch::simd_name(delfsearch::simd()); },
-      "The instruction set that the kernels use: scalar, avx2, avx512 or neon.");
+      "simd", [] { return delfsearch::amx() ? "amx" : delfsearch::simd_name(delfsearch::simd()); },
+      "The instruction set that the kernels use: scalar, avx2, avx512, amx or neon.");
   delfsearch::bindings::bind_aggregate(m);
   delfsearch::bindings::bind_kdtree(m);
   delfsearch::bindings::bind_nms(m);

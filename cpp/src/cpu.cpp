@@ -7,6 +7,11 @@
 #if defined(_MSC_VER) && defined(_M_X64)
 #include <intrin.h>
 #endif
+#if defined(__linux__) && defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace delfsearch {
 namespace {
@@ -50,9 +55,26 @@ bool supports_neon() {
 #endif
 }
 
-Simd detect() {
+// Bits 24 (AMX-TILE) and 25 (AMX-INT8) of leaf 7's EDX; then the process must ask for tile data.
+bool enable_amx() {
+#if defined(__linux__) && defined(__x86_64__)
+  unsigned eax, ebx, ecx, edx;
+  if (!supports_avx512() || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+  if ((edx >> 24 & 3) != 3) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+std::string asked_simd() {
   const char* asked = std::getenv("DELFSEARCH_SIMD");
-  const std::string name = asked ? asked : "";
+  return asked ? asked : "";
+}
+
+Simd detect() {
+  const std::string name = asked_simd();
   if (name.empty()) {
     if (supports_avx512()) return Simd::kAvx512;
     if (supports_avx2()) return Simd::kAvx2;
@@ -62,16 +84,23 @@ Simd detect() {
   if (name == "scalar") return Simd::kScalar;
   if (name == "avx2" && supports_avx2()) return Simd::kAvx2;
   if (name == "avx512" && supports_avx512()) return Simd::kAvx512;
+  if (name == "amx" && enable_amx()) return Simd::kAvx512;
   if (name == "neon" && supports_neon()) return Simd::kNeon;
-  throw std::invalid_argument("DELFSEARCH_SIMD must be scalar, avx2, avx512 or neon, and one that "
-                              "this processor has; got " +
-                              name);
+  throw std::invalid_argument(
+      "DELFSEARCH_SIMD must be scalar, avx2, avx512, amx or neon, and one that "
+      "this processor has; got " +
+      name);
 }
 
 }  // namespace
 
 Simd simd() {
   static const Simd chosen = detect();
+  return chosen;
+}
+
+bool amx() {
+  static const bool chosen = simd() == Simd::kAvx512 && asked_simd() != "avx512" && enable_amx();
   return chosen;
 }
 

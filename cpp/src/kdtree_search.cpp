@@ -35,6 +35,7 @@ const Kernels& kernels() {
   static const Kernels& chosen = [&]() -> const Kernels& {
     const Kernels* found = nullptr;
     if (simd() == Simd::kAvx512) found = kdtree::avx512_kernels();
+    if (simd() == Simd::kAvx512 && amx() && kdtree::amx_kernels()) found = kdtree::amx_kernels();
     if (simd() == Simd::kAvx2) found = kdtree::avx2_kernels();
     return found ? *found : kdtree::scalar_kernels();
   }();
@@ -61,6 +62,14 @@ std::uint64_t neighbour_key(float squared_distance, std::uint32_t id) {
 int round_to_int(double x) {
   constexpr double kShift = 6755399441055744.0;  // 1.5 * 2^52
   return static_cast<int>((x + kShift) - kShift);
+}
+
+inline void prefetch(const void* address) {
+#if defined(__GNUC__) || defined(__clang__)
+  __builtin_prefetch(address);
+#else
+  (void)address;
+#endif
 }
 
 // What a search needs of the tree beside its arrays, once per call.
@@ -111,6 +120,7 @@ class Scratch {
     if (n > size_) data_.reset(new T[n]);
     size_ = std::max(size_, n);
   }
+  std::size_t bytes() const { return size_ * sizeof(T); }
   T* data() { return data_.get(); }
   T& operator[](std::size_t i) { return data_[i]; }
   const T& operator[](std::size_t i) const { return data_[i]; }
@@ -120,14 +130,59 @@ class Scratch {
   std::size_t size_ = 0;
 };
 
+struct Slack {
+  double divisor, added, rounding;
+};
+
+// What a thread works in. The caller's own outlives the call: fresh pages for every photo would
+// cost a tenth of its search.
+struct Workspace {
+  static constexpr std::size_t kKeptBytes = std::size_t{64} << 20;
+
+  Scratch<Query> queries;
+  Scratch<float> base;  // sum r^2, what P lacks to be the distance
+  Scratch<Slack> slack;
+  Scratch<std::int8_t> bytes;
+  Scratch<std::int16_t> fine;
+  Scratch<float> pending;
+  Scratch<std::uint32_t> pending_row;
+  Scratch<std::uint8_t> record_bytes;
+  Scratch<Survivor> survivors;
+  Scratch<double> v;
+  Scratch<float> scores, values;
+  Scratch<std::uint32_t> leaves, wanted, members, starts;
+
+  void drop_if_large() {
+    if (pending.bytes() + pending_row.bytes() + scores.bytes() + wanted.bytes() + members.bytes() >
+        kKeptBytes)
+      *this = Workspace();
+  }
+};
+
 // The state of one group of queries; memory is reused from group to group of a thread.
 class Batch {
  public:
-  Batch(const Plan& plan, std::size_t max_queries)
+  Batch(const Plan& plan, std::size_t max_queries, Workspace& w)
       : plan_(plan),
         padded_(plan.d4 * 4),
         pending_stride_(plan.capacity + kKdTreeBlock),
-        record_stride_((sizeof(FilterHead) + padded_ + kCacheLine - 1) / kCacheLine * kCacheLine) {
+        record_stride_((sizeof(FilterHead) + padded_ + kCacheLine - 1) / kCacheLine * kCacheLine),
+        queries_(w.queries),
+        base_(w.base),
+        slack_(w.slack),
+        bytes_(w.bytes),
+        fine_(w.fine),
+        pending_(w.pending),
+        pending_row_(w.pending_row),
+        record_bytes_(w.record_bytes),
+        survivors_(w.survivors),
+        v_(w.v),
+        scores_(w.scores),
+        values_(w.values),
+        leaves_(w.leaves),
+        wanted_(w.wanted),
+        members_(w.members),
+        starts_(w.starts) {
     queries_.resize(max_queries);
     base_.resize(max_queries);
     slack_.resize(max_queries);
@@ -273,8 +328,7 @@ class Batch {
             std::swap(values_[first], values_[j]);
             ++first;
           }
-        for (std::size_t j = 0; j < first; ++j)
-          scan_leaf_for(leaves_[j], static_cast<std::uint32_t>(q));
+        for (std::size_t j = 0; j < first; ++j) scan_leaf_for(leaves_[j], q);
         if (queries_[q].count >= plan_.k) tighten(q);
         if (plan_.exhaustive)
           queries_[q].count = 0;  // it meets these rows again
@@ -318,9 +372,33 @@ class Batch {
     return count;
   }
 
-  void scan_leaf_for(std::size_t leaf, std::uint32_t q) {
+  // Without a limit there is nothing to filter.
+  void scan_leaf_for(std::size_t leaf, std::size_t q) {
     const std::size_t begin = leaf * plan_.tree.leaf_size;
-    scan_rows(begin, std::min(begin + plan_.tree.leaf_size, plan_.tree.n), &q, 1);
+    const std::size_t end = std::min(begin + plan_.tree.leaf_size, plan_.tree.n);
+    for (std::size_t first = begin / kKdTreeBlock * kKdTreeBlock; first < end;
+         first += kGroupRows) {
+      const Group group = rows_together(first, begin, end);
+      refine(group, group.valid, q);
+    }
+  }
+
+  // Up to kGroupRows of the rows [begin, end), from the block at `first` on.
+  Group rows_together(std::size_t first, std::size_t begin, std::size_t end) const {
+    const std::size_t last = std::min(first + kGroupRows, end);
+    Group group;
+    group.codes = plan_.tree.codes.data() + first * padded_;
+    group.norms = plan_.tree.norms.data() + first;
+    group.first_row = static_cast<std::uint32_t>(first);
+    group.n_blocks = static_cast<std::uint32_t>(padded_rows(last - first) / kKdTreeBlock);
+    group.valid = ~std::uint64_t{0} >> (kGroupRows - (last - first));
+    if (begin > first) group.valid &= ~std::uint64_t{0} << (begin - first);
+    return group;
+  }
+
+  void refine(const Group& group, std::uint64_t rows, std::size_t q) {
+    if (queries_[q].count + kGroupRows > plan_.capacity) tighten(q);
+    kernels().refine(group, plan_.d4, rows, queries_[q]);
   }
 
   void scan_everything() {
@@ -332,7 +410,8 @@ class Batch {
   // Counting sort of the (leaf, query) pairs by leaf, then one scan per leaf.
   void scan_wanted_leaves() {
     const std::size_t T = plan_.max_leaves;
-    starts_.assign(plan_.n_leaves + 1, 0);
+    starts_.resize(plan_.n_leaves + 1);
+    std::fill(starts_.data(), starts_.data() + plan_.n_leaves + 1, 0u);
     for (std::size_t q = 0; q < n_queries_; ++q)
       for (std::size_t j = n_scanned_; j < T; ++j) ++starts_[wanted_[q * T + j] + 1];
     for (std::size_t leaf = 0; leaf < plan_.n_leaves; ++leaf) starts_[leaf + 1] += starts_[leaf];
@@ -345,6 +424,7 @@ class Batch {
       const std::size_t end = starts_[leaf];
       if (end > begin) {
         const std::size_t row = leaf * plan_.tree.leaf_size;
+        prefetch_rows(row + plan_.tree.leaf_size);
         scan_rows(row, std::min(row + plan_.tree.leaf_size, plan_.tree.n), members_.data() + begin,
                   end - begin);
       }
@@ -356,22 +436,36 @@ class Batch {
                  std::size_t n_members) {
     for (std::size_t first = begin / kKdTreeBlock * kKdTreeBlock; first < end;
          first += kGroupRows) {
-      const std::size_t last = std::min(first + kGroupRows, end);
-      Group group;
-      group.codes = plan_.tree.codes.data() + first * padded_;
-      group.norms = plan_.tree.norms.data() + first;
-      group.first_row = static_cast<std::uint32_t>(first);
-      group.n_blocks = static_cast<std::uint32_t>(padded_rows(last - first) / kKdTreeBlock);
-      group.valid = ~std::uint64_t{0} >> (kGroupRows - (last - first));
-      if (begin > first) group.valid &= ~std::uint64_t{0} << (begin - first);
+      const Group group = rows_together(first, begin, end);
       const std::size_t n = kernels().filter(group, plan_.d4, records_, record_stride_, members,
                                              n_members, survivors_.data());
+      // Survivors are scattered over the batch: what they need is asked for ahead.
       for (std::size_t i = 0; i < n; ++i) {
-        const std::size_t q = survivors_[i].query;
-        if (queries_[q].count + kGroupRows > plan_.capacity) tighten(q);
-        kernels().refine(group, plan_.d4, survivors_[i].rows, queries_[q]);
+        if (i + 4 < n) prefetch_query(survivors_[i + 4].query);
+        if (i + 2 < n) prefetch_pending(survivors_[i + 2].query);
+        refine(group, survivors_[i].rows, survivors_[i].query);
       }
     }
+  }
+
+  // The codes of the leaf after, while this one is being scanned.
+  void prefetch_rows(std::size_t row) {
+    const std::size_t end =
+        std::min(row + std::min(plan_.tree.leaf_size, 2 * kGroupRows), plan_.tree.n);
+    for (std::size_t at = row * padded_; at < end * padded_; at += kCacheLine)
+      prefetch(plan_.tree.codes.data() + at);
+    for (std::size_t at = row; at < end; at += kKdTreeBlock) prefetch(plan_.tree.norms.data() + at);
+  }
+
+  void prefetch_query(std::size_t q) {
+    prefetch(&queries_[q]);
+    prefetch(bytes_.data() + q * padded_ * 2);
+    prefetch(bytes_.data() + q * padded_ * 2 + padded_);
+  }
+
+  void prefetch_pending(std::size_t q) {
+    prefetch(queries_[q].pending + queries_[q].count);
+    prefetch(queries_[q].pending_row + queries_[q].count);
   }
 
   // Drops what cannot be among the k nearest and lowers the limit. Needs k rows pending.
@@ -441,9 +535,6 @@ class Batch {
     }
   }
 
-  struct Slack {
-    double divisor, added, rounding;
-  };
   struct Ordered {
     std::uint64_t key;
     float p;
@@ -453,21 +544,20 @@ class Batch {
   const Plan& plan_;
   std::size_t padded_, pending_stride_, record_stride_;
   std::size_t n_queries_ = 0;
-  std::size_t n_scanned_ = 0;  // leading leaves of wanted_ that rank_leaves has scanned
-  Scratch<Query> queries_;
-  Scratch<float> base_;  // sum r^2, what P lacks to be the distance
-  Scratch<Slack> slack_;
-  Scratch<std::int8_t> bytes_;
-  Scratch<std::int16_t> fine_;
-  Scratch<float> pending_;
-  Scratch<std::uint32_t> pending_row_;
-  Scratch<std::uint8_t> record_bytes_;
+  std::size_t n_scanned_ = 0;        // leading leaves of wanted_ that rank_leaves has scanned
   std::uint8_t* records_ = nullptr;  // within record_bytes_, at a cache line
-  Scratch<Survivor> survivors_;
-  Scratch<double> v_;
-  Scratch<float> scores_, values_;
-  Scratch<std::uint32_t> leaves_, wanted_, members_;
-  std::vector<std::uint32_t> starts_;
+  Scratch<Query>& queries_;
+  Scratch<float>& base_;
+  Scratch<Slack>& slack_;
+  Scratch<std::int8_t>& bytes_;
+  Scratch<std::int16_t>& fine_;
+  Scratch<float>& pending_;
+  Scratch<std::uint32_t>& pending_row_;
+  Scratch<std::uint8_t>& record_bytes_;
+  Scratch<Survivor>& survivors_;
+  Scratch<double>& v_;
+  Scratch<float>&scores_, &values_;
+  Scratch<std::uint32_t>&leaves_, &wanted_, &members_, &starts_;
   std::vector<std::uint64_t> keys_;
   std::vector<Ordered> order_;
 };
@@ -492,13 +582,13 @@ Neighbours search_kdtree(const KdTreeView& tree, Span<const float> queries, std:
   if (!plan.exhaustive)
     batch = std::min(batch, std::max(kRankTogether, kMaxPairs / plan.max_leaves));
   const std::size_t n_batches = (m + batch - 1) / batch;
-  std::vector<std::vector<Batch>> memory(std::min(threads, n_batches));
-  parallel_for(n_batches, n_threads, [&](std::size_t task, int thread) {
-    auto& mine = memory[static_cast<std::size_t>(thread)];
-    if (mine.empty()) mine.emplace_back(plan, batch);
+  parallel_for(n_batches, n_threads, [&](std::size_t task, int) {
+    static thread_local Workspace workspace;
     const std::size_t begin = task * batch;
-    mine.front().run(queries.data() + begin * d, std::min(batch, m - begin),
-                     result.squared_distances.data() + begin * k, result.ids.data() + begin * k, k);
+    Batch(plan, batch, workspace)
+        .run(queries.data() + begin * d, std::min(batch, m - begin),
+             result.squared_distances.data() + begin * k, result.ids.data() + begin * k, k);
+    workspace.drop_if_large();
   });
   return result;
 }

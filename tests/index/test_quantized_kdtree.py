@@ -203,7 +203,7 @@ from delfsearch import _core
 from delfsearch.index.quantized_kdtree import QuantizedKDTree
 hash = hashlib.sha256()
 rng = np.random.default_rng(5)
-for d, leaf_size in ((40, 64), (40, 48), (40, 20), (7, 16), (130, 33)):
+for d, leaf_size in ((40, 64), (40, 48), (40, 20), (7, 16), (130, 33), (128, 64)):
     X = (rng.normal(size=(2500, d)) / np.sqrt(1 + np.arange(d))).astype(np.float32)
     X[::5] = X[0]
     tree = QuantizedKDTree(leaf_size=leaf_size).fit(X)
@@ -219,7 +219,7 @@ print(_core.simd(), hash.hexdigest())
 
 def test_every_instruction_set_gives_the_same_bytes():
     digests = {}
-    for simd in dict.fromkeys(["scalar", "avx2", "avx512", "neon", _core.simd()]):
+    for simd in dict.fromkeys(["scalar", "avx2", "avx512", "amx", "neon", _core.simd()]):
         environment = {**os.environ, "DELFSEARCH_SIMD": simd}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         done = subprocess.run(

@@ -80,5 +80,6 @@ struct Kernels {
 const Kernels& scalar_kernels();
 const Kernels* avx2_kernels();  // nullptr where this build has none
 const Kernels* avx512_kernels();
+const Kernels* amx_kernels();
 
 }  // namespace delfsearch::kdtree

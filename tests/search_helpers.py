@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -72,8 +71,8 @@ class PatchExtractor(BaseEstimator):
         self.device = device
 
     def fit(self, photos, y=None):
-        seeds = [len(os.fspath(photo)) for photo in photos]
-        basis = np.random.default_rng(len(seeds)).normal(size=(16, DIMENSION))
+        # What is learned depends on the photos, as a PCA would.
+        basis = np.random.default_rng(len(list(photos))).normal(size=(16, DIMENSION))
         self.basis_ = np.linalg.qr(basis)[0].astype(np.float32)
         return self
 

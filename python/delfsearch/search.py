@@ -160,7 +160,7 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
         Raises KeyError that names the first one that is not in the index.
         """
         self._check_fitted()
-        ids = [self._id_of(photo) for photo in photos]
+        ids = list(dict.fromkeys(self._id_of(photo) for photo in photos))
         self.index_.remove(ids)
         if self.index_.path is not None:
             self.index_.save()

@@ -22,6 +22,7 @@ from delfsearch.errors import IndexFormatError
 APPLICATION_ID = 0x44454C46  # "DELF", at byte 68 of the file
 FORMAT_VERSION = 1
 FILE_NAME = "catalog.sqlite"
+_SYNCHRONOUS = "EXTRA"  # every commit is on the disk, the folder's entry too, before it returns
 _BUSY_SECONDS = 5.0  # that a writer waits for another one, or for readers to finish a row
 
 # Columns in the order of their checksum, primary key first.
@@ -341,7 +342,7 @@ def _connect(path: Path | None, mode: str = "rwc") -> sqlite3.Connection:
             check_same_thread=False,
             timeout=_BUSY_SECONDS,
         )
-        connection.execute("PRAGMA synchronous = EXTRA")
+        connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS}")
         # Uncommitted pages stay in RAM: spilling would lock readers out before the commit.
         connection.execute("PRAGMA cache_spill = OFF")
     return connection

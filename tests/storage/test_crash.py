@@ -1,0 +1,261 @@
+"""A writer that dies at any moment leaves the last committed state, and the next one goes on."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from search_helpers import files_of, make_collection, make_features, same_matches
+
+from delfsearch.errors import IndexFormatError
+from delfsearch.index.builder import IndexBuilder
+from delfsearch.index.delf_index import DelfIndex
+from delfsearch.storage import arrays as array_files
+from delfsearch.storage import seal, store
+from delfsearch.storage.catalog import Catalog
+
+QUERY = make_features(np.random.default_rng(8), 10)
+DIED = 77
+
+
+class Fuse:
+    """Ends the process, without any cleaning up, at the n-th step on the way to the disk."""
+
+    STEPS = [
+        (array_files, "write_array"),
+        (array_files, "sync_folder"),
+        (array_files.os, "fsync"),
+        (seal.os, "replace"),
+        (store.os, "rename"),
+        (store.shutil, "rmtree"),
+        (store.shutil, "copyfile"),
+        (pathlib.Path, "mkdir"),
+        (pathlib.Path, "unlink"),
+        (pathlib.Path, "rmdir"),
+        (Catalog, "insert"),
+        (Catalog, "delete"),
+        (Catalog, "commit"),
+        (Catalog, "begin"),
+    ]
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+        for owner, name in self.STEPS:
+            setattr(owner, name, self.wrapped(getattr(owner, name)))
+
+    def wrapped(self, function):
+        def step(*args, **kwargs):
+            self.burn()
+            result = function(*args, **kwargs)
+            self.burn()
+            return result
+
+        return step
+
+    def burn(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os._exit(DIED)
+
+
+def dies_at(n: int, action) -> bool:
+    """Run action in a child process that dies at step n; False where it ended before."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            Fuse(n)
+            action()
+            status = 0
+        finally:
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, DIED)
+    return status == DIED
+
+
+def state_of(path) -> tuple:
+    index = DelfIndex.load(path, verify=True)
+    matches = index.query(QUERY, k=20, max_leaves=10**6)
+    state = (
+        tuple(index.images()),
+        tuple(index.not_indexed()),
+        matches.image_ids.tobytes(),
+        matches.database_xy.tobytes(),
+    )
+    index._store.close()
+    return state
+
+
+def change(path) -> None:
+    index = DelfIndex.load(path)
+    index.remove([1])
+    index.add(make_collection(4, counts=(9, 12)))
+    index.update([2], [QUERY])
+    index.attach("notes", {"n": 2}, {"values": np.arange(7.0)})
+    index.save()
+
+
+@pytest.fixture(autouse=True)
+def without_waiting_for_the_disk(monkeypatch):
+    """The operating system outlives these crashes, so nothing need reach the disk itself."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    monkeypatch.setattr("delfsearch.storage.catalog._SYNCHRONOUS", "OFF")
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+@needs_fork
+def test_a_change_happens_wholly_or_not_at_all(tmp_path):
+    original = tmp_path / "original"
+    index = DelfIndex(merge_factor=1).fit(make_collection(counts=(8, 3, 20)))
+    index.attach("notes", {"n": 1}, {"values": np.arange(3.0)})
+    index.save(original)
+    before = state_of(original)
+    done = tmp_path / "done"
+    shutil.copytree(original, done)
+    change(done)
+    after = state_of(done)
+    seen = set()
+    for n in range(1, 10_000):
+        path = tmp_path / "index"
+        shutil.copytree(original, path)
+        died = dies_at(n, lambda path=path: change(path))
+        state = state_of(path)
+        assert state in (before, after), f"neither the old nor the new state after step {n}"
+        seen.add(state == after)
+        # The next writer finds nothing in its way and leaves no rubbish behind.
+        if n % 7 == 0 or not died:
+            index = DelfIndex.load(path)
+            new_id = index.add([QUERY]).tolist()[0]
+            assert new_id == (5 if state == after else 3)
+            assert index.save().check() == []
+            named = {row[0] for row in index._store.catalog.select("folders")}
+            assert {p.name for p in path.iterdir() if p.is_dir()} == named
+        shutil.rmtree(path)
+        if not died:
+            break
+    assert n > 40 and seen == {True, False}
+
+
+@needs_fork
+def test_saving_to_a_new_folder_happens_wholly_or_not_at_all(tmp_path):
+    index = DelfIndex().fit(make_collection(counts=(8, 3)))
+    for n in range(1, 10_000):
+        path = tmp_path / "index"
+        died = dies_at(n, lambda path=path: index.save(path))
+        if path.exists():
+            assert DelfIndex.load(path, verify=True).n_descriptors == 11
+            shutil.rmtree(path)
+        else:
+            with pytest.raises(IndexFormatError, match="no such folder"):
+                DelfIndex.load(path)
+        # What is left has a name of its own, in nobody's way.
+        assert all(p.name.startswith(".index.partial-") for p in tmp_path.iterdir())
+        for rest in tmp_path.iterdir():
+            shutil.rmtree(rest)
+        if not died:
+            break
+    assert n > 20
+
+
+PHOTOS = make_collection(6, counts=(5, 0, 12, 9, 1, 30))
+
+
+def build(path) -> DelfIndex:
+    """Index PHOTOS, two to a commit, going on from wherever an earlier run stopped."""
+    builder = IndexBuilder(DelfIndex(leaf_size=16), path)
+    builder.attach("settings", {"a": 1}, {"values": np.arange(4.0)})
+    known = builder.known_names
+    for i, photo in enumerate(PHOTOS):
+        if f"{i}" in known:
+            continue
+        builder.add(photo, {"path": f"{i}", "content_hash": f"{i:064x}"})
+        if i == 3:
+            builder.note_refused("bad", "unreadable", None)
+        if i % 2:
+            builder.commit()
+    return builder.finish()
+
+
+@needs_fork
+def test_a_build_that_dies_anywhere_is_resumed_to_the_same_bytes(tmp_path):
+    expected = files_of(build(tmp_path / "whole").path)
+    for n in range(1, 10_000):
+        path = tmp_path / "index"
+        died = dies_at(n, lambda path=path: build(path))
+        if died:
+            try:
+                loaded = DelfIndex.load(path, verify=True)
+            except IndexFormatError as error:
+                text = str(error)
+                assert any(w in text for w in ("under construction", "no such", "no catalog"))
+                assert files_of(build(path).path) == expected
+            else:  # it died after the last step that matters
+                assert loaded.n_descriptors == 57
+        shutil.rmtree(path)
+        if not died:
+            break
+    assert n > 40
+
+
+@needs_fork
+def test_a_build_that_dies_again_and_again_still_ends_with_the_same_bytes(tmp_path):
+    expected = files_of(build(tmp_path / "whole").path)
+    path = tmp_path / "index"
+    # Each run gets a little further than a commit needs.
+    deaths = 0
+    while dies_at(130, lambda: build(path)):
+        deaths += 1
+        assert deaths < 50
+    assert deaths >= 2
+    assert files_of(path) == expected
+
+
+WRITER = """
+import sys, numpy as np
+sys.path[:0] = sys.argv[2:]
+from delfsearch.index.delf_index import DelfIndex
+from search_helpers import make_features
+index = DelfIndex.load(sys.argv[1])
+rng = np.random.default_rng(0)
+print("ready", flush=True)
+while True:
+    index.add([make_features(rng, 20)], metadata=[{"path": "x" * 500}])
+    index.remove([index.ids[-1]]) if len(index) % 5 == 0 else None
+    index.save()
+"""
+
+
+def test_a_writer_killed_by_the_system_leaves_a_sound_index(tmp_path):
+    path = tmp_path / "index"
+    DelfIndex().fit(make_collection()).save(path)
+    dice = random.Random(3)
+    last = 7
+    for _ in range(8):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path), *sys.path], stdout=subprocess.PIPE
+        )
+        assert writer.stdout is not None and writer.stdout.readline().strip() == b"ready"
+        time.sleep(dice.uniform(0.0, 0.15))
+        writer.send_signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+        writer.wait()
+        writer.stdout.close()
+        index = DelfIndex.load(path, verify=True)
+        assert int(index._next_id()) >= last
+        last = int(index._next_id())
+        index.query(QUERY)
+        reader = DelfIndex.load(path)
+        assert same_matches(reader.query(QUERY), index.query(QUERY))
+        index._store.close()
+        reader._store.close()
+    assert last > 7

@@ -145,9 +145,8 @@ def test_labels_by_path_or_in_order(folder, tmp_path):
 
 def test_a_folder_in_our_own_format_says_what_to_index(folder):
     rows = ["path,role,scene"]
-    for i, path in enumerate(
-        sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
-    ):
+    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
+    for i, path in enumerate(files):
         rows.append(f"{path},{'query' if i == 0 else 'db'},{'' if i == 5 else f'scene {i}'}")
     (folder / "photos.csv").write_text("\n".join(rows), encoding="utf-8")
     paths = [row.split(",")[0] for row in rows[1:]]

@@ -76,7 +76,7 @@ def test_interrupted_anywhere(limit, folder, tmp_path, monkeypatch):
     n_extracted = len(StoppingExtractor.asked)
     StoppingExtractor.asked.clear()
     stopped_at(limit, folder, tmp_path / "index", monkeypatch)
-    with pytest.raises(IndexFormatError, match="under construction .* resume it"):
+    with pytest.raises(IndexFormatError, match=r"under construction .* resume it"):
         DelfIndex.load(tmp_path / "index")
     calls = []
     search = fit(folder, tmp_path / "index", progress=lambda *call: calls.append(call))

@@ -29,7 +29,7 @@ DIED = 77
 class Fuse:
     """Ends the process, without any cleaning up, at the n-th step on the way to the disk."""
 
-    STEPS = [
+    STEPS = (
         (array_files, "write_array"),
         (array_files, "sync_folder"),
         (array_files.os, "fsync"),
@@ -44,7 +44,7 @@ class Fuse:
         (Catalog, "delete"),
         (Catalog, "commit"),
         (Catalog, "begin"),
-    ]
+    )
 
     def __init__(self, n: int) -> None:
         self.left = n
@@ -80,6 +80,29 @@ def dies_at(n: int, action) -> bool:
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert status in (0, DIED)
     return status == DIED
+
+
+def steps_of(action) -> int:
+    """How many steps action takes when nothing stops it."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            fuse = Fuse(10**9)
+            action()
+            os.write(writer, str(10**9 - fuse.left).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        return int(pipe.read())
+
+
+def moments(n_steps: int, stride: int) -> list[int]:
+    """Every stride-th step and the last ones; DELFSEARCH_EVERY_CRASH=1 asks for all."""
+    stride = 1 if os.environ.get("DELFSEARCH_EVERY_CRASH") else stride
+    return sorted({*range(1, n_steps, stride), *range(n_steps - 4, n_steps + 1)})
 
 
 def state_of(path) -> tuple:
@@ -125,16 +148,19 @@ def test_a_change_happens_wholly_or_not_at_all(tmp_path):
     shutil.copytree(original, done)
     change(done)
     after = state_of(done)
+    path = tmp_path / "index"
+    shutil.copytree(original, path)
+    n_steps = steps_of(lambda: change(path))
+    shutil.rmtree(path)
     seen = set()
-    for n in range(1, 10_000):
-        path = tmp_path / "index"
+    for turn, n in enumerate(moments(n_steps, 5)):
         shutil.copytree(original, path)
-        died = dies_at(n, lambda path=path: change(path))
+        assert dies_at(n, lambda: change(path))
         state = state_of(path)
         assert state in (before, after), f"neither the old nor the new state after step {n}"
         seen.add(state == after)
         # The next writer finds nothing in its way and leaves no rubbish behind.
-        if n % 7 == 0 or not died:
+        if turn % 5 == 0:
             index = DelfIndex.load(path)
             new_id = index.add([QUERY]).tolist()[0]
             assert new_id == (5 if state == after else 3)
@@ -142,17 +168,17 @@ def test_a_change_happens_wholly_or_not_at_all(tmp_path):
             named = {row[0] for row in index._store.catalog.select("folders")}
             assert {p.name for p in path.iterdir() if p.is_dir()} == named
         shutil.rmtree(path)
-        if not died:
-            break
-    assert n > 40 and seen == {True, False}
+    assert n_steps > 40 and seen == {True, False}
 
 
 @needs_fork
 def test_saving_to_a_new_folder_happens_wholly_or_not_at_all(tmp_path):
     index = DelfIndex().fit(make_collection(counts=(8, 3)))
-    for n in range(1, 10_000):
-        path = tmp_path / "index"
-        died = dies_at(n, lambda path=path: index.save(path))
+    path = tmp_path / "index"
+    n_steps = steps_of(lambda: index.save(path))
+    shutil.rmtree(path)
+    for n in moments(n_steps, 4):
+        assert dies_at(n, lambda: index.save(path))
         if path.exists():
             assert DelfIndex.load(path, verify=True).n_descriptors == 11
             shutil.rmtree(path)
@@ -163,9 +189,7 @@ def test_saving_to_a_new_folder_happens_wholly_or_not_at_all(tmp_path):
         assert all(p.name.startswith(".index.partial-") for p in tmp_path.iterdir())
         for rest in tmp_path.iterdir():
             shutil.rmtree(rest)
-        if not died:
-            break
-    assert n > 20
+    assert n_steps > 40
 
 
 PHOTOS = make_collection(6, counts=(5, 0, 12, 9, 1, 30))
@@ -190,34 +214,35 @@ def build(path) -> DelfIndex:
 @needs_fork
 def test_a_build_that_dies_anywhere_is_resumed_to_the_same_bytes(tmp_path):
     expected = files_of(build(tmp_path / "whole").path)
-    for n in range(1, 10_000):
-        path = tmp_path / "index"
-        died = dies_at(n, lambda path=path: build(path))
-        if died:
-            try:
-                loaded = DelfIndex.load(path, verify=True)
-            except IndexFormatError as error:
-                text = str(error)
-                assert any(w in text for w in ("under construction", "no such", "no catalog"))
-                assert files_of(build(path).path) == expected
-            else:  # it died after the last step that matters
-                assert loaded.n_descriptors == 57
-        shutil.rmtree(path)
-        if not died:
-            break
-    assert n > 40
+    path = tmp_path / "index"
+    n_steps = steps_of(lambda: build(path))
+    shutil.rmtree(path)
+    for n in moments(n_steps, 13):
+        assert dies_at(n, lambda: build(path))
+        try:
+            loaded = DelfIndex.load(path, verify=True)
+        except IndexFormatError as error:
+            text = str(error)
+            assert any(w in text for w in ("under construction", "no such", "no catalog"))
+            assert files_of(build(path).path) == expected
+        else:  # it died after the last step that matters
+            assert loaded.n_descriptors == 57
+            loaded._store.close()
+        shutil.rmtree(path, ignore_errors=True)
+    assert n_steps > 100
 
 
 @needs_fork
 def test_a_build_that_dies_again_and_again_still_ends_with_the_same_bytes(tmp_path):
     expected = files_of(build(tmp_path / "whole").path)
     path = tmp_path / "index"
-    # Each run gets a little further than a commit needs.
+    # Every run gets further than a commit needs; the last one has to get from there to the end.
+    most = steps_of(lambda: build(tmp_path / "counted")) * 2 // 3
     deaths = 0
-    while dies_at(130, lambda: build(path)):
+    while dies_at(most, lambda: build(path)):
         deaths += 1
-        assert deaths < 50
-    assert deaths >= 2
+        assert deaths < 9
+    assert deaths >= 1
     assert files_of(path) == expected
 
 
@@ -241,7 +266,7 @@ def test_a_writer_killed_by_the_system_leaves_a_sound_index(tmp_path):
     DelfIndex().fit(make_collection()).save(path)
     dice = random.Random(3)
     last = 7
-    for _ in range(8):
+    for _ in range(5):
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(path), *sys.path], stdout=subprocess.PIPE
         )

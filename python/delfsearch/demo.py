@@ -53,6 +53,7 @@ def run_demo(
     extractor: DelfExtractor,
     *,
     write: Write,
+    min_inliers: int | None = None,
     plots: bool = True,
     progress: Progress | None = None,
 ) -> bool:
@@ -61,6 +62,7 @@ def run_demo(
     out : folder for the photos, the index and the plots; made if needed, files of an earlier demo
         in it are replaced.
     extractor : what turns photos into features. write : takes the lines of the report.
+    min_inliers : photos with fewer are no answer; None means the verifier's own.
     plots : whether to draw (needs matplotlib). progress : as in ImageSearch.fit.
     Returns whether every answer was right and no false photo was in any.
     Raises ImportError where a package of the ``demo`` extra is missing.
@@ -76,12 +78,13 @@ def run_demo(
     _describe_extractor(extractor, write)
     labels = [demo.labels[path] for path in demo.labels]
     search = _index(out / _INDEX_NAME, extractor, list(demo.labels), labels, write, progress)
+    least = search.verifier_.min_inliers if min_inliers is None else min_inliers
 
-    write("\nQueries, best answer first:")
+    write(f"\nQueries, best answer first; a photo is an answer from {least} verified matches on:")
     write(f"  {'query':<26}{'answer':<22}{'inliers':>7}{'time':>9}   verdict")
     answers = []
     for query in demo.queries:
-        answer = _ask(search, query)
+        answer = _ask(search, query, least)
         answers.append(answer)
         for line in _lines(answer):
             write(line)
@@ -108,6 +111,7 @@ def run_own_demo(
     query: Path,
     *,
     write: Write,
+    min_inliers: int | None = None,
     plots: bool = True,
     progress: Progress | None = None,
 ) -> None:
@@ -116,7 +120,7 @@ def run_own_demo(
     out.mkdir(parents=True, exist_ok=True)
     _describe_extractor(extractor, write)
     search = _index(out / _INDEX_NAME, extractor, photos, None, write, progress)
-    answer = _ask(search, DemoQuery(query, "", None))
+    answer = _ask(search, DemoQuery(query, "", None), min_inliers)
     write("\n" + hits_as_text(str(query), answer.hits, answer.seconds))
     written = []
     if plots:
@@ -174,9 +178,9 @@ def _index(
     return search
 
 
-def _ask(search: ImageSearch, query: DemoQuery) -> Answer:
+def _ask(search: ImageSearch, query: DemoQuery, min_inliers: int | None) -> Answer:
     started = time.perf_counter()
-    hits = search.query(query.path)
+    hits = search.query(query.path, min_inliers=min_inliers)
     return Answer(query, hits, time.perf_counter() - started)
 
 

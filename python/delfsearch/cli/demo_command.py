@@ -13,6 +13,7 @@ from delfsearch.cli.common import (
     add_extractor_options,
     add_progress_options,
     make_extractor,
+    positive,
     progress_interval,
 )
 from delfsearch.cli.output import answer
@@ -31,6 +32,13 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument("--out", default="delfsearch-demo", metavar="FOLDER", help="for all files")
     parser.add_argument("--photos", metavar="FOLDER", help="photos of your own to index")
     parser.add_argument("--query", metavar="PHOTO", help="photo of your own to look for")
+    parser.add_argument(
+        "--min-inliers",
+        type=positive,
+        default=100,
+        metavar="N",
+        help="verified matches that make a photo an answer; default 100",
+    )
     parser.add_argument("--no-plots", action="store_true", help="do without matplotlib")
     add_extractor_options(parser)
     add_progress_options(parser)
@@ -43,14 +51,19 @@ def _demo(arguments: argparse.Namespace) -> int:
     if (arguments.photos is None) != (arguments.query is None):
         raise CommandError("--photos and --query go together: a folder to index, a photo to find")
     extractor = make_extractor(arguments)
-    out, plots = Path(arguments.out), not arguments.no_plots
     every_s = progress_interval(arguments)
     with ShownProgress(every_s, "the demo begins anew each time") as progress:
+        options: dict[str, Any] = {
+            "write": _write,
+            "min_inliers": arguments.min_inliers,
+            "plots": not arguments.no_plots,
+            "progress": progress,
+        }
         if arguments.photos is None:
-            right = run_demo(out, extractor, write=_write, plots=plots, progress=progress)
+            right = run_demo(Path(arguments.out), extractor, **options)
             return EXIT_OK if right else EXIT_CHECK_FAILED
         photos, query = Path(arguments.photos), Path(arguments.query)
-        run_own_demo(out, extractor, photos, query, write=_write, plots=plots, progress=progress)
+        run_own_demo(Path(arguments.out), extractor, photos, query, **options)
     return EXIT_OK
 
 

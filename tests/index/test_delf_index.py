@@ -76,8 +76,7 @@ def test_neighbours_beyond_the_largest_distance_are_no_matches(photos, query, vo
     index.set_params(max_squared_distance=limit, vote=vote)
     found = as_dict(index.query(query, k=40, max_leaves=ALL))
     expected = {
-        i: {pair for pair, squared in near.items() if squared <= limit}
-        for i, near in pairs.items()
+        i: {pair for pair, squared in near.items() if squared <= limit} for i, near in pairs.items()
     }
     assert {i: {pair[:2] for pair in pairs} for i, pairs in found.items()} == {
         i: near for i, near in expected.items() if near

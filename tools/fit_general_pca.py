@@ -1,6 +1,6 @@
 """Learn the general PCA that ships beside the weights, and print what it was learned from.
 
-    python tools/fit_general_pca.py PHOTOS [--components 128] [--photos 1000] [--output FILE]
+    python tools/fit_general_pca.py PHOTOS [--components 128] [--photos 600] [--output FILE]
 
 PHOTOS is a folder with photos.csv (path, role, source) and ground_truth.json. Only photos of role
 distractor are used, without the distractor queries, so nothing that an evaluation asks or should
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, metavar="PHOTOS")
     parser.add_argument("--components", type=int, default=128)
-    parser.add_argument("--photos", type=int, default=1000)
+    parser.add_argument("--photos", type=int, default=600)
     parser.add_argument("--threads", type=int, default=-1)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     args = parser.parse_args()
@@ -43,6 +43,8 @@ def main() -> None:
     truth = json.loads((args.folder / "ground_truth.json").read_text(encoding="utf-8"))
     queries = {q if isinstance(q, str) else q["path"] for q in truth["distractor_queries"]}
     rows = [row for row in rows if row["path"] not in queries]
+    n_photos = min(args.photos, len(rows))
+    sample = np.random.default_rng(0).choice(len(rows), n_photos, replace=False)
     extractor = DelfExtractor(
         WEIGHTS,
         n_components=args.components,
@@ -50,8 +52,7 @@ def main() -> None:
         device="cpu",
         n_fit_photos=args.photos,
         n_jobs=args.threads,
-        random_state=0,
-    ).fit([args.folder / row["path"] for row in rows])
+    ).fit([args.folder / rows[i]["path"] for i in np.sort(sample)])
 
     pca, (n_photos, n_descriptors) = extractor.pca_, extractor.fit_sample_
     sources = dict(Counter(row["source"] for row in rows).most_common())

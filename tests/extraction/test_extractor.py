@@ -13,6 +13,7 @@ from sklearn.exceptions import NotFittedError
 
 from delfsearch import DelfExtractor, LocalFeatures, PhotoError, WeightsError
 from delfsearch.extraction import runtime as runtime_module
+from delfsearch.extraction.extractor import _sample
 from delfsearch.extraction.network import ResNet50Conv4
 from delfsearch.extraction.weights import load_weights
 
@@ -225,7 +226,7 @@ def test_fit_learns_and_freezes(weights_path, photos, tmp_path):
     assert extractor.fit_sample_[0] == 2 and extractor.fit_sample_[1] > 50
     first = extractor.transform(photos)
     assert first[0].dimension == 6
-    again = clone(extractor).fit(photos).transform(photos)
+    again = clone(extractor).fit(iter(photos)).transform(photos)
     assert all(same(a, b) for a, b in zip(first, again))
     other = clone(extractor).set_params(random_state=1).fit(photos)
     assert not np.array_equal(other.pca_.components_, extractor.pca_.components_)
@@ -235,6 +236,14 @@ def test_fit_learns_and_freezes(weights_path, photos, tmp_path):
         clone(extractor).fit([tmp_path / "absent.jpg"])
     with pytest.raises(ValueError, match="cannot learn a PCA"):
         clone(extractor).fit([])
+
+
+def test_sample_is_even_and_seeded():
+    drawn = np.concatenate([_sample(range(20), 5, seed) for seed in range(2000)])
+    counts = np.bincount(drawn, minlength=20)
+    assert counts.sum() == 10_000 and (np.abs(counts - 500) < 100).all()
+    assert _sample(iter(range(20)), 5, 3) == sorted(_sample(range(20), 5, 3))
+    assert _sample(range(3), 5, 0) == [0, 1, 2]
 
 
 def test_state_round_trip(extractor, weights_path, full_weights_path, photos, tmp_path):

@@ -131,16 +131,13 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
     def fit(self, photos: Iterable[Any], y: Any = None) -> DelfExtractor:
         """Learn the PCA from the features of a sample of at most n_fit_photos photos; return self.
 
-        photos : paths, PIL images or arrays; those that cannot be read are left out.
+        photos : paths, PIL images or arrays; those that cannot be read are left out. Any iterable:
+            no more than n_fit_photos of its items are held.
         Raises ValueError where fewer descriptors than n_components are found.
         """
         photos = _check_photos(photos)
         limit = check_integer(self.n_fit_photos, "n_fit_photos", minimum=1)
-        sample = photos if isinstance(photos, (list, tuple)) else list(photos)
-        if len(sample) > limit:
-            generator = np.random.default_rng(check_seed(self.random_state))
-            rows = np.sort(generator.choice(len(sample), limit, replace=False))
-            sample = [sample[row] for row in rows]
+        sample = _sample(photos, limit, check_seed(self.random_state))
         self._check_parameters()
         counts = [0, 0]
 
@@ -408,6 +405,18 @@ def _check_photos(photos: Any) -> Iterable[Any]:
     if not isinstance(photos, Iterable):
         raise TypeError(f"photos must be a list or an iterator; got {type(photos).__name__}")
     return photos
+
+
+def _sample(items: Iterable[Any], size: int, seed: int) -> list[Any]:
+    """Return size items drawn evenly from a stream of any length, in its order (Algorithm R)."""
+    generator = np.random.default_rng(seed)
+    kept: list[tuple[int, Any]] = []
+    for i, item in enumerate(items):
+        if i < size:
+            kept.append((i, item))
+        elif (place := int(generator.integers(0, i + 1))) < size:
+            kept[place] = (i, item)
+    return [item for _, item in sorted(kept, key=lambda pair: pair[0])]
 
 
 def _to_features(

@@ -6,7 +6,6 @@ from numpy.typing import NDArray
 __version__: str
 
 def simd() -> str: ...
-
 def first_photo_of_buckets(offsets: NDArray[np.int64]) -> NDArray[np.int32]: ...
 def filter_neighbors(
     rows: NDArray[np.int64],

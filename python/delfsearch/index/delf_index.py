@@ -335,13 +335,18 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         descriptors = np.zeros((0, self.dimension_), np.float32)
         if segment.tree is not None:
             descriptors = segment.tree.quantizer_.decode(segment.tree.codes()[rows])
-        return LocalFeatures(
-            keypoints_xy=segment.keypoints_xy[rows],
-            descriptors=descriptors,
-            scores=segment.scores[rows],
-            scales=segment.scales[rows],
-            image_size=(record.width, record.height),
-        )
+        try:
+            return LocalFeatures(
+                keypoints_xy=segment.keypoints_xy[rows],
+                descriptors=descriptors,
+                scores=segment.scores[rows],
+                scales=segment.scales[rows],
+                image_size=(record.width, record.height),
+            )
+        except ValueError as error:
+            raise IndexFormatError(
+                f"photo {image_id} of {self.path or 'the index'} is damaged: {error}; see check()"
+            ) from error
 
     def memory_usage(self) -> dict[str, float]:
         """Return bytes by part: codes_and_tree, keypoints, scores_and_scales, photos, total.

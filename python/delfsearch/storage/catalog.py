@@ -367,5 +367,6 @@ def _translated(path: Path | None) -> Iterator[None]:
         if "full" in text or "I/O" in text:
             raise OSError(f"{where} cannot be written: {text}") from error
         raise IndexFormatError(f"{where} is damaged: {text}") from error
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        # SQLite's own message may quote damaged text that Python cannot decode.
         raise IndexFormatError(f"{where} is damaged: {error}") from error

@@ -17,16 +17,19 @@ void check_shape(std::size_t have, std::size_t lists, std::size_t k, const char*
 // Photos seen so far, numbered in the order of appearance. Open addressing at most half full.
 class SeenPhotos {
  public:
-  explicit SeenPhotos(std::size_t most) {
+  SeenPhotos(std::size_t most, std::size_t n_photos) {
     std::size_t size = 64;
     while (size < 2 * most) size *= 2;
-    slots_.assign(size, -1);
     mask_ = size - 1;
+    // Few enough photos have a slot each, and nothing to hash.
+    direct_ = n_photos <= size;
+    slots_.assign(direct_ ? n_photos : size, -1);
   }
 
   std::int32_t number_of(std::int32_t photo) {
     // Fibonacci hashing: neighbouring photos must not share a chain.
-    std::size_t slot = (static_cast<std::uint32_t>(photo) * 2654435769U >> 7) & mask_;
+    std::size_t slot = direct_ ? static_cast<std::uint32_t>(photo)
+                               : (static_cast<std::uint32_t>(photo) * 2654435769U >> 7) & mask_;
     while (slots_[slot] >= 0) {
       if (photos[static_cast<std::size_t>(slots_[slot])] == photo) return slots_[slot];
       slot = (slot + 1) & mask_;
@@ -41,6 +44,7 @@ class SeenPhotos {
  private:
   std::vector<std::int32_t> slots_;
   std::size_t mask_;
+  bool direct_;
 };
 
 }  // namespace
@@ -157,7 +161,7 @@ GroupedMatches group_by_photo(Span<const std::int64_t> rows, Span<const float> s
   check_shape(rows.size(), n_queries, k, "rows must be (m, k)");
   check_shape(squared_distances.size(), n_queries, k, "squared_distances must be (m, k)");
 
-  SeenPhotos seen(rows.size());
+  SeenPhotos seen(rows.size(), photos.image_ids.size());
   std::vector<std::int32_t> number(rows.size(), -1);  // of the photo, per pair
   std::vector<std::int64_t> pairs;                    // per photo seen
   std::vector<std::int64_t> last_query;

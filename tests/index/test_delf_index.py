@@ -416,3 +416,13 @@ def test_photos_are_found_by_row_whatever_their_lengths():
         by_row[found[4]] = np.repeat(found[0], np.diff(found[1]))
         np.testing.assert_array_equal(by_row, owner)
         np.testing.assert_array_equal(found[3], found[4] - offsets[owner[found[4]] // 3])
+
+
+def test_parameters_set_later_reach_the_trees(photos, query):
+    index = DelfIndex().fit(photos)
+    expected = index.query(query)
+    index.set_params(n_jobs=2)
+    assert same_matches(index.query(query), expected)
+    assert {s.tree.n_jobs for s in index._segments.view.segments if s.tree is not None} == {2}
+    with pytest.raises(ValueError, match="vote must be one of"):
+        index.set_params(vote="x").query(query)

@@ -266,7 +266,7 @@ def test_a_writer_killed_by_the_system_leaves_a_sound_index(tmp_path):
     DelfIndex().fit(make_collection()).save(path)
     dice = random.Random(3)
     last = 7
-    for _ in range(5):
+    for _ in range(3):
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(path), *sys.path], stdout=subprocess.PIPE
         )

@@ -18,10 +18,10 @@ from delfsearch._validation import (
     check_matrix,
     check_n_jobs,
     check_real,
-    check_vector,
 )
 from delfsearch.errors import IndexFormatError
 from delfsearch.features import LocalFeatures
+from delfsearch.index.checks import as_ids, check_features, check_ids, dimension_of
 from delfsearch.index.segment import TreeOptions, pack
 from delfsearch.index.segment_set import SegmentSet
 from delfsearch.matches import Matches
@@ -54,8 +54,8 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
 
     Image ids are int64, never used twice, also after `remove`. An index made by `fit` lives in
     RAM until `save`; one that was saved or loaded is memory-mapped, and its changes wait for the
-    next `save`, which writes only what is new. Queries may run in several threads at once, changes
-    in one.
+    next `save`, which writes only what is new. Queries may run in several threads at once, but not
+    beside a change.
     Source: Sec. 5.2. Differs: max_leaves counts leaves of leaf_size descriptors, in each segment.
     """
 
@@ -102,12 +102,12 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         Returns self. Raises ValueError where there is no photo, dimensions differ or ids repeat.
         """
         self._check_parameters()
-        photos = [_check_features(f, "features") for f in features]
+        photos = [check_features(f, "features") for f in features]
         if not photos:
             raise ValueError("features must hold at least one photo; got none")
-        image_ids = _check_ids(ids, len(photos), "ids") if ids is not None else range(len(photos))
+        image_ids = check_ids(ids, len(photos), "ids") if ids is not None else range(len(photos))
         records = tables.make_records(image_ids, photos, metadata)
-        dimension = _dimension_of(photos)
+        dimension = dimension_of(photos)
         chunk = pack(image_ids, photos, dimension)
         store = IndexStore.in_memory()
         store.catalog.set_value("dimension", dimension)
@@ -128,13 +128,13 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         features, metadata : as in fit. ids : None numbers on; given ones must be above every id
         that was ever used, because ids are never used twice.
         """
-        self._check_fitted()
-        photos = [_check_features(f, "features") for f in features]
+        self._check_ready()
+        photos = [check_features(f, "features") for f in features]
         next_id = self._next_id()
         if ids is None:
             image_ids = np.arange(next_id, next_id + len(photos), dtype=np.int64)
         else:
-            image_ids = _check_ids(ids, len(photos), "ids")
+            image_ids = check_ids(ids, len(photos), "ids")
             if len(image_ids) and image_ids.min() < next_id:
                 raise ValueError(
                     f"ids must be at least {next_id}, since ids are never used twice; got "
@@ -158,9 +158,9 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
 
         Raises KeyError where an id is not in the index.
         """
-        self._check_fitted()
-        photos = [_check_features(f, "features") for f in features]
-        image_ids = _check_ids(ids, len(photos), "ids")
+        self._check_ready()
+        photos = [check_features(f, "features") for f in features]
+        image_ids = check_ids(ids, len(photos), "ids")
         old = [self.image(int(image_id)) for image_id in image_ids]
         if metadata is None:
             metadata = [tables.metadata_of(record) for record in old]
@@ -173,8 +173,8 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
 
     def remove(self, ids: Iterable[int] | NDArray[np.int64]) -> None:
         """Remove photos; their ids are never used again. KeyError where one is not in the index."""
-        self._check_fitted()
-        image_ids = np.unique(_as_ids(list(ids), "ids"))
+        self._check_ready()
+        image_ids = np.unique(as_ids(list(ids), "ids"))
         for image_id in image_ids:
             self.image(int(image_id))
         self._segments.forget(image_ids)
@@ -184,7 +184,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
 
     def merge(self) -> DelfIndex:
         """Rebuild all segments as one, without the photos that were removed; returns self."""
-        self._check_fitted()
+        self._check_ready()
         segments = self._segments.view.segments
         if len(segments) > 1 or any(segment.removed.any() for segment in segments):
             self._segments.merge(segments)
@@ -234,8 +234,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
 
         exclude_ids : for each query photo the ids that must not answer, or None.
         """
-        self._check_parameters()
-        self._check_fitted()
+        self._check_ready()
         view = self._segments.view
         k = check_integer(self.k if k is None else k, "k", minimum=1)
         leaves = self.max_leaves if max_leaves is None else max_leaves
@@ -244,7 +243,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         candidates = check_integer(candidates, "max_candidates", minimum=1)
         if len(self) == 0:
             raise ValueError("the index holds no photo; add some before querying it")
-        photos = [_check_features(f, "features") for f in features]
+        photos = [check_features(f, "features") for f in features]
         descriptors = [self._check_descriptors(f) for f in photos]
         if exclude_ids is None:
             exclude_ids = [None] * len(photos)
@@ -254,7 +253,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
                 f"got {len(exclude_ids)}"
             )
         excluded = [
-            np.unique(_as_ids([] if ids is None else list(ids), "exclude_ids"))
+            np.unique(as_ids([] if ids is None else list(ids), "exclude_ids"))
             for ids in exclude_ids
         ]
         answers: list[Matches] = []
@@ -470,6 +469,12 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         if not hasattr(self, "_store"):
             raise NotFittedError("this DelfIndex holds nothing yet; call fit or load first")
 
+    def _check_ready(self) -> None:
+        """Check parameters, which set_params may have changed, and hand them on."""
+        self._check_parameters()
+        self._check_fitted()
+        self._segments.configure(self._options())
+
     def _check_descriptors(self, features: LocalFeatures) -> NDArray[np.float32]:
         if len(features) == 0:
             return np.zeros((0, self.dimension_), np.float32)
@@ -478,7 +483,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
     def _check_dimension(self, photos: Sequence[LocalFeatures]) -> None:
         filled = [photo for photo in photos if len(photo)]
         if filled and not self._segments.has_rows:
-            self._store.catalog.set_value("dimension", _dimension_of(filled))
+            self._store.catalog.set_value("dimension", dimension_of(filled))
         for photo in filled:
             self._check_descriptors(photo)
 
@@ -510,41 +515,6 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         }
         if store.catalog.value("index") != parameters:
             store.catalog.set_value("index", parameters)
-
-
-def _check_features(features: Any, name: str) -> LocalFeatures:
-    if not isinstance(features, LocalFeatures):
-        raise TypeError(f"{name} must be LocalFeatures; got {type(features).__name__}")
-    return features
-
-
-def _as_ids(ids: Any, name: str, n: int | None = None) -> NDArray[np.int64]:
-    values = np.asarray(ids)
-    # An empty list is float64 to NumPy.
-    values = values if values.size else np.zeros(0, np.int64)
-    return np.asarray(check_vector(values, name, np.int64, n=n))
-
-
-def _check_ids(ids: Any, n: int, name: str) -> NDArray[np.int64]:
-    image_ids = _as_ids(ids, name, n)
-    if len(image_ids) and image_ids.min() < 0:
-        raise ValueError(f"{name} must be at least 0; got {image_ids.min()}")
-    if len(np.unique(image_ids)) != len(image_ids):
-        raise ValueError(f"{name} must be distinct; some repeat")
-    return image_ids
-
-
-def _dimension_of(photos: Sequence[LocalFeatures]) -> int:
-    """Return the dimension that all photos with features share."""
-    filled = [photo for photo in photos if len(photo)]
-    dimension = (filled or list(photos))[0].dimension
-    for photo in filled:
-        if photo.dimension != dimension:
-            raise ValueError(
-                f"descriptors must have {dimension} columns (as in the first photo); "
-                f"got {photo.dimension}"
-            )
-    return dimension
 
 
 def _batches(counts: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -30,6 +30,13 @@ class SegmentSet:
         self.options = options
         self.view = View.of([])
 
+    def configure(self, options: TreeOptions) -> None:
+        """Build from now on with these options; threads also for the trees that are there."""
+        self.options = options
+        for segment in self.view.segments:
+            if segment.tree is not None and segment.tree.n_jobs != options.n_jobs:
+                segment.tree.n_jobs = options.n_jobs
+
     def load(self) -> None:
         """Map the segments that the catalog names, with its deletions applied.
 

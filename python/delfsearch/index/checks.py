@@ -1,0 +1,50 @@
+"""Checks that DelfIndex makes of what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from delfsearch._validation import check_vector
+from delfsearch.features import LocalFeatures
+
+
+def check_features(features: Any, name: str) -> LocalFeatures:
+    """Return features if they are LocalFeatures."""
+    if not isinstance(features, LocalFeatures):
+        raise TypeError(f"{name} must be LocalFeatures; got {type(features).__name__}")
+    return features
+
+
+def as_ids(ids: Any, name: str, n: int | None = None) -> NDArray[np.int64]:
+    """Return ids as (n,) int64."""
+    values = np.asarray(ids)
+    # An empty list is float64 to NumPy.
+    values = values if values.size else np.zeros(0, np.int64)
+    return np.asarray(check_vector(values, name, np.int64, n=n))
+
+
+def check_ids(ids: Any, n: int, name: str) -> NDArray[np.int64]:
+    """Return ids as (n,) int64, distinct and at least 0."""
+    image_ids = as_ids(ids, name, n)
+    if len(image_ids) and image_ids.min() < 0:
+        raise ValueError(f"{name} must be at least 0; got {image_ids.min()}")
+    if len(np.unique(image_ids)) != len(image_ids):
+        raise ValueError(f"{name} must be distinct; some repeat")
+    return image_ids
+
+
+def dimension_of(photos: Sequence[LocalFeatures]) -> int:
+    """Return the dimension that all photos with features share."""
+    filled = [photo for photo in photos if len(photo)]
+    dimension = (filled or list(photos))[0].dimension
+    for photo in filled:
+        if photo.dimension != dimension:
+            raise ValueError(
+                f"descriptors must have {dimension} columns (as in the first photo); "
+                f"got {photo.dimension}"
+            )
+    return dimension

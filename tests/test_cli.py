@@ -79,7 +79,7 @@ def test_index_says_what_it_did_and_lists_what_it_could_not_read(
     assert code == 0
     assert f"{N_PHOTOS} photos" in out and "descriptors" in out
     assert f"{N_PHOTOS + 1} photos: about " in err  # the expected time, before the work
-    assert "1 files could not be used:\n  broken.jpg: " in err
+    assert "1 file could not be used:\n  broken.jpg: " in err
     assert "notes.txt" not in err
 
 

@@ -24,7 +24,7 @@ from delfsearch.cli.common import (
     photo_files,
     progress_interval,
 )
-from delfsearch.cli.output import answer, format_bytes, say
+from delfsearch.cli.output import answer, counted, format_bytes, say
 from delfsearch.cli.progress import ShownProgress, format_seconds
 
 
@@ -102,8 +102,8 @@ def _index(arguments: argparse.Namespace) -> int:
         )
     _say_left_out(search.skipped_, search.duplicates_)
     answer(
-        f"{arguments.index}: {len(search)} photos, {search.index_.n_descriptors} descriptors, "
-        f"{format_seconds(progress.seconds)}"
+        f"{arguments.index}: {counted(len(search), 'photo')}, "
+        f"{search.index_.n_descriptors} descriptors, {format_seconds(progress.seconds)}"
     )
     return EXIT_OK
 
@@ -128,7 +128,7 @@ def _add(arguments: argparse.Namespace) -> int:
     ]
     _say_left_out(*new)
     answer(
-        f"{arguments.index}: {len(ids)} photos added or changed, {len(search)} in all, "
+        f"{arguments.index}: {counted(len(ids), 'photo')} added or changed, {len(search)} in all, "
         f"{format_seconds(progress.seconds)}"
     )
     return EXIT_OK
@@ -144,7 +144,7 @@ def _remove(arguments: argparse.Namespace) -> int:
         for photo in arguments.photos
     ]
     ids = search.remove(photos)
-    answer(f"{arguments.index}: {len(ids)} photos removed, {len(search)} left")
+    answer(f"{arguments.index}: {counted(len(ids), 'photo')} removed, {len(search)} left")
     return EXIT_OK
 
 
@@ -171,6 +171,7 @@ def _info(arguments: argparse.Namespace) -> int:
         "on disk": f"{format_bytes(size)}, {memory['bytes_per_descriptor']:.1f} bytes a "
         f"descriptor, {memory['tree_bytes_per_descriptor']:.1f} of them codes and tree",
         "extractor": _described((index.attachment("extractor") or ({},))[0]),
+        "index": _described(index.get_params()),
         "verifier": _described(search.verifier_.get_params()),
     }.items():
         answer(f"{name:<12} {value}")
@@ -203,11 +204,14 @@ def _say_expected_time(
 ) -> None:
     if not files:
         return
-    seconds = extractor.estimate_seconds(len(files), image_size=_typical_size(files))
+    n_photos = len(files)
+    if getattr(arguments, "pca", None) == "own":
+        n_photos += min(n_photos, extractor.n_fit_photos)  # they are extracted twice
+    seconds = extractor.estimate_seconds(n_photos, image_size=_typical_size(files))
     hint = ""
     if seconds > 600 and getattr(arguments, "preset", "") == "full" and arguments.scales is None:
         hint = "; --preset fast takes about a quarter of it"
-    say(f"{len(files)} photos: about {format_seconds(seconds)} where all are new{hint}")
+    say(f"{counted(len(files), 'photo')}: about {format_seconds(seconds)} where all are new{hint}")
 
 
 def _typical_size(files: Sequence[Path]) -> tuple[int, int] | None:
@@ -231,10 +235,10 @@ def _say_left_out(
     skipped: Sequence[tuple[str, str]], duplicates: Sequence[tuple[str, str]]
 ) -> None:
     if duplicates:
-        say(f"{len(duplicates)} photos have the very content of another and stand for it:")
+        say(f"{counted(len(duplicates), 'photo')} with the very content of another, not indexed:")
         for path, first in duplicates:
             say(f"  {path}: same as {first}")
     if skipped:
-        say(f"{len(skipped)} files could not be used:")
+        say(f"{counted(len(skipped), 'file')} could not be used:")
         for path, reason in skipped:
             say(f"  {path}: {reason}")

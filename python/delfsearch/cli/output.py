@@ -25,6 +25,11 @@ def answer(text: str, *, flush: bool = False) -> None:
         sys.stdout.flush()
 
 
+def counted(n: int, thing: str) -> str:
+    """Return '1 photo', '2 photos'."""
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
+
+
 def format_bytes(n_bytes: float) -> str:
     """Return a size as people say it, in decimal units: '512 B', '34.2 MB'."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -64,15 +69,13 @@ def hits_as_text(query: str, hits: Sequence[Hit], seconds: float) -> str:
     took = f"{seconds:.2f} s"
     if not hits:
         return f"{query}: no match ({took})"
-    n_photos = f"{len(hits)} photo{'s' if len(hits) > 1 else ''}"
-    lines = [f"{query}: {n_photos} ({took})"]
+    lines = [f"{query}: {counted(len(hits), 'photo')} ({took})"]
     ranks = {id(hit): rank for rank, hit in enumerate(hits, start=1)}
     for label, group in group_by_label(hits):
         indent = "  "
         if label is not None:
             best = max(hit.n_inliers for hit in group)
-            photos = f"{len(group)} photo{'s' if len(group) > 1 else ''}"
-            lines.append(f"  {label}: {photos}, up to {best} inliers")
+            lines.append(f"  {label}: {counted(len(group), 'photo')}, up to {best} inliers")
             indent = "    "
         for hit in group:
             place = hit.path if hit.path is not None else "(no path)"

@@ -55,6 +55,12 @@ struct Inlier {
 // Of the triples drawn from inliers only, the share that is spread well enough to find the others.
 constexpr double kUsefulSamples = 0.25;
 
+// Local optimisation: how many times max_error the first refits reach, and when it ends at last.
+constexpr int kWideRefits = 3;
+constexpr float kReach[kWideRefits] = {3.0f, 2.0f, 1.5f};
+constexpr int kMaxRefits = 12;
+constexpr int kMaxTies = 16;
+
 // How well a map does: more inliers, then closer ones.
 struct Support {
   int n = 0;
@@ -110,19 +116,22 @@ class Solver {
     const Pool pool = problem_.pool();
     const double log_miss = std::log1p(-options_.confidence);
     double log_missed = 0;
-    Support best_drawn;
-    best_drawn.n = 2;
+    // The most one-to-one inliers of a map as drawn. As many are worth a refit too, a few times: in
+    // noise, a sample of the true map begins no better than chance.
+    int most_drawn = 3;
+    int n_ties = 0;
     for (int drawn = 0; drawn < options_.max_iterations; drawn += kBatch) {
       const int count =
           kernels_.draw(pool, key, static_cast<std::uint32_t>(drawn), draw_limits_, hypotheses_);
       for (int i = 0; i < count; ++i) {
-        i = kernels_.next_better(points_, hypotheses_, i, count, best_drawn.n, mask_.data());
+        i = kernels_.next_better(points_, hypotheses_, i, count, most_drawn - 1, mask_.data());
         if (i == count) break;
-        if (count_database_keypoints() <= best_drawn.n) continue;
+        if (count_database_keypoints() < most_drawn) continue;
         list_inliers(hypotheses_, i);
         const Support support = choose_one_to_one();
-        if (support.n <= best_drawn.n) continue;
-        best_drawn = support;
+        if (support.n < most_drawn || (support.n == most_drawn && n_ties == kMaxTies)) continue;
+        n_ties += support.n == most_drawn;
+        most_drawn = support.n;
         optimise(i, support);
       }
       out.n_iterations += kBatch;
@@ -180,26 +189,27 @@ class Solver {
     return support;
   }
 
-  // Refits on the one-to-one inliers while that finds more; keeps the best map seen in best_*.
+  // Refits on the one-to-one inliers, at first those within a multiple of max_error: a map through
+  // two or three noisy points misses many of its own. Goes on while that finds more; keeps the best
+  // map seen.
   void optimise(int i, Support support) {
     Hypotheses& h = local_;
     set(h, get(hypotheses_, i));
     if (support.better_than(best_)) keep(h, support);
-    // The first refit also takes in matches somewhat out of reach: a map through two or three
-    // noisy points misses many of its own.
-    h.t2 = 2.25f * max_error2_;
-    select(h);
-    for (int step = 0; step < 8; ++step) {
+    for (int step = 0; step < kMaxRefits; ++step) {
+      const float reach = step < kWideRefits ? kReach[step] : 1.0f;
+      h.t2 = reach * reach * max_error2_;
+      support = select(h);
+      if (step >= kWideRefits) {
+        if (support.better_than(best_)) {
+          keep(h, support);
+        } else if (step > kWideRefits) {
+          return;
+        }
+      }
       const auto map = refit();
       if (!map) return;
       set(h, *map);
-      h.t2 = max_error2_;
-      support = select(h);
-      if (!support.better_than(best_)) {
-        if (step > 0) return;
-        continue;
-      }
-      keep(h, support);
     }
   }
 

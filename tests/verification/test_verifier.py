@@ -35,7 +35,9 @@ def test_a_planted_affine_is_recovered(seed, scale, rotation, stretch, n_true, o
     matrix = affine(scale, rotation, stretch, shift=rng.uniform(-300, 300, 2))
     n = int(n_true / (1 - outliers))
     query, database = candidate(rng, n, n_true, matrix)
-    (hit,) = Verifier(max_error=4.0, min_inliers=8).verify(pack([(query, database)], [7]))
+    (hit,) = Verifier(max_error=4.0, min_inliers=8, min_separation=0.0).verify(
+        pack([(query, database)], [7])
+    )
     assert hit.id == 7
     assert hit.score == hit.n_inliers >= n_true
     assert hit.inliers.shape == (hit.n_inliers, 4)
@@ -137,10 +139,10 @@ def test_implausible_maps_are_refused(linear):
 def test_limits_are_parameters():
     rng = np.random.default_rng(5)
     matches = pack([candidate(rng, 60, 60, affine(1.0, 50, 1.0))])
-    assert len(Verifier(max_rotation=60).verify(matches)) == 1
+    assert len(Verifier(max_rotation=60, min_inliers=20).verify(matches)) == 1
     assert Verifier(max_rotation=40, max_error=4.0, min_inliers=20).verify(matches) == []
     matches = pack([candidate(rng, 60, 60, affine(3.0, 0, 1.0))])
-    assert len(Verifier(max_scale=3.1).verify(matches)) == 1
+    assert len(Verifier(max_scale=3.1, min_inliers=20).verify(matches)) == 1
     assert Verifier(max_scale=2.5, max_error=4.0, min_inliers=20).verify(matches) == []
 
 
@@ -165,10 +167,10 @@ def test_hits_come_best_first_and_ties_by_lower_id():
     strong = candidate(rng, 50, 50, affine())
     weak = candidate(rng, 20, 20, affine())
     matches = pack([weak, strong, weak, candidate(rng, 50, 0)], image_ids=[9, 5, 3, 1])
-    hits = Verifier(min_inliers=12).verify(matches)
+    hits = Verifier(min_inliers=12, min_separation=0.0).verify(matches)
     assert [hit.id for hit in hits] == [5, 3, 9]
     assert [hit.n_inliers for hit in hits] == [50, 20, 20]
-    assert [hit.id for hit in Verifier().verify(matches, min_inliers=21)] == [5]
+    assert [hit.id for hit in Verifier().verify(matches, min_inliers=25)] == [5]
     assert Verifier().verify(matches, min_inliers=51) == []
 
 
@@ -190,7 +192,7 @@ def test_estimator_contract():
 
 def test_verify_many_is_verify_of_each():
     queries = [mixed_matches(seed, 10) for seed in range(3)] + [Matches.empty()]
-    verifier = Verifier()
+    verifier = Verifier(min_inliers=8)
     for many, matches in zip(verifier.verify_many(queries), queries):
         one = verifier.verify(matches)
         assert [(h.id, h.n_inliers) for h in many] == [(h.id, h.n_inliers) for h in one]

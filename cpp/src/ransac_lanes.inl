@@ -2,7 +2,6 @@
 // that set, kLanes wide, and with DELFSEARCH_TARGET naming the set for the compiler. Every lane is
 // one hypothesis and its counter alone decides it, so the width changes nothing. Not a header.
 
-
 // "lowbias32" of C. Wellons (public domain).
 DELFSEARCH_INLINE U hash32(U h) {
   h = h ^ shift_right<16>(h);
@@ -37,9 +36,9 @@ DELFSEARCH_TARGET int draw(const Pool& pool, std::uint64_t key, std::uint32_t fi
   int kept = 0;
   for (int block = 0; block < kBatch; block += kLanes) {
     const U counter = count_from(first + static_cast<std::uint32_t>(block));
-    const U hashed = hash32(counter * broadcast_u(0x9e3779b9U) +
-                            broadcast_u(static_cast<std::uint32_t>(key))) ^
-                     broadcast_u(static_cast<std::uint32_t>(key >> 32));
+    const U hashed =
+        hash32(counter * broadcast_u(0x9e3779b9U) + broadcast_u(static_cast<std::uint32_t>(key))) ^
+        broadcast_u(static_cast<std::uint32_t>(key >> 32));
     const Match p = look_up(pool, pick(hashed, 0, n, last));
     const Match q = look_up(pool, pick(hashed, 1, n, last));
     const F dx = q.x - p.x, dy = q.y - p.y, du = q.u - p.u, dv = q.v - p.v;
@@ -75,8 +74,8 @@ DELFSEARCH_TARGET int draw(const Pool& pool, std::uint64_t key, std::uint32_t fi
            at_most(norm2, det * broadcast(limits.max_norm2_over_det));
     if (limits.any_rotation == 0) {
       const F cosine = a + e, sine = d - b;
-      good = good & at_most(broadcast(limits.min_cosine) * root(cosine * cosine + sine * sine),
-                            cosine);
+      good = good &
+             at_most(broadcast(limits.min_cosine) * root(cosine * cosine + sine * sine), cosine);
     }
     const std::uint32_t bits = to_bits(good);
     if (!bits) continue;
@@ -132,7 +131,8 @@ DELFSEARCH_TARGET int next_better(const Points& points, const Hypotheses& h, int
       std::uint64_t bits = 0;
       // Twice the same loop: of constant length, the compiler unrolls it.
       if (word + 1 < points.n_words) {
-        for (std::size_t k = 0; k < kWord; k += kLanes) bits |= verdicts(points, base + k, m, t2) << k;
+        for (std::size_t k = 0; k < kWord; k += kLanes)
+          bits |= verdicts(points, base + k, m, t2) << k;
       } else {
         for (std::size_t k = 0; k < points.tail; k += kLanes)
           bits |= verdicts(points, base + k, m, t2) << k;

@@ -75,7 +75,7 @@ class Verifier(BaseEstimator):  # type: ignore[misc]
         *,
         max_error: float = 20.0,
         min_inliers: int = 8,
-        min_separation: float = 8.0,
+        min_separation: float = 1.0,
         max_iterations: int = 1024,
         confidence: float = 0.99,
         min_support: int = 6,

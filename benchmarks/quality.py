@@ -45,7 +45,7 @@ def rootsift(folder: PhotoFolder, paths: list[str], arguments: argparse.Namespac
 
     sift = cv2.SIFT_create(nfeatures=1000)
     for path in paths:
-        image = np.asarray(open_photo(folder.root / path).convert("L"))
+        image = np.asarray(open_photo(folder.root / path).image.convert("L"))
         keypoints, descriptors = sift.detectAndCompute(image, None)
         size = (image.shape[1], image.shape[0])
         if descriptors is None:

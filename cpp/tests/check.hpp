@@ -18,26 +18,26 @@ inline int report(const char* name) {
 }
 }  // namespace delfsearch_test
 
-#define CHECK(condition)                                                            \
-  do {                                                                              \
-    ++delfsearch_test::checks();                                                    \
-    if (!(condition)) {                                                             \
-      ++delfsearch_test::failures();                                                \
-      std::printf("%s:%d: CHECK failed: %s\n", __FILE__, __LINE__, #condition);     \
-    }                                                                               \
+#define CHECK(condition)                                                        \
+  do {                                                                          \
+    ++delfsearch_test::checks();                                                \
+    if (!(condition)) {                                                         \
+      ++delfsearch_test::failures();                                            \
+      std::printf("%s:%d: CHECK failed: %s\n", __FILE__, __LINE__, #condition); \
+    }                                                                           \
   } while (0)
 
-#define CHECK_THROWS(expression, exception)                                         \
-  do {                                                                              \
-    ++delfsearch_test::checks();                                                    \
-    bool thrown = false;                                                            \
-    try {                                                                           \
-      (void)(expression);                                                           \
-    } catch (const exception&) {                                                    \
-      thrown = true;                                                                \
-    }                                                                               \
-    if (!thrown) {                                                                  \
-      ++delfsearch_test::failures();                                                \
+#define CHECK_THROWS(expression, exception)                                                \
+  do {                                                                                     \
+    ++delfsearch_test::checks();                                                           \
+    bool thrown = false;                                                                   \
+    try {                                                                                  \
+      (void)(expression);                                                                  \
+    } catch (const exception&) {                                                           \
+      thrown = true;                                                                       \
+    }                                                                                      \
+    if (!thrown) {                                                                         \
+      ++delfsearch_test::failures();                                                       \
       std::printf("%s:%d: no %s from: %s\n", __FILE__, __LINE__, #exception, #expression); \
-    }                                                                               \
+    }                                                                                      \
   } while (0)

@@ -203,9 +203,7 @@ def main() -> int:
     names = [name[7:] for name in dir(Fuzzer) if name.startswith("target_")]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=60, help="for each target")
-    parser.add_argument(
-        "--seed", type=int, default=None, help="first seed; the clock if omitted"
-    )
+    parser.add_argument("--seed", type=int, default=None, help="first seed; the clock if omitted")
     parser.add_argument("--runs", type=int, default=None, help="instead of --seconds")
     parser.add_argument("--target", choices=names, action="append")
     arguments = parser.parse_args()

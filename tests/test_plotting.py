@@ -42,6 +42,7 @@ def test_photos_over_the_drawn_size_keep_the_original_pixels():
     assert tuple(ax.images[0].get_extent()) == (0, 3000, 2000, 0)
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")  # boxes are drawn for what the font lacks
 @pytest.mark.parametrize(
     "name", ["price $5 and $6.jpg", "caf\u00e9 \u6771\u4eac.jpg", "bad\udcff.jpg"]
 )

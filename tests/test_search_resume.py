@@ -142,3 +142,17 @@ def test_building_on_disk_and_in_ram_gives_the_same_segment(folder, tmp_path):
     saved = files_of(in_ram.save(tmp_path / "saved").index_.path)
     arrays = {name for name in on_disk if name.endswith(".npy")}
     assert {name: saved[name] for name in arrays} == {name: on_disk[name] for name in arrays}
+
+
+def test_many_chunks_do_not_need_many_open_files(tmp_path, monkeypatch):
+    """Every chunk has six arrays; none may stay open while the next is written or read."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(builder, "_COMMIT_PHOTOS", 1)
+    make_photos(tmp_path / "photos", 40)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    in_use = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 60
+    resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 30, hard))
+    try:
+        assert len(fit(tmp_path / "photos", tmp_path / "index")) == 40
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

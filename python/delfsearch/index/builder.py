@@ -138,7 +138,7 @@ class IndexBuilder(_Intake):
             raise ValueError(
                 f"photos must hold at least one readable photo; none of {len(refused)} is:{reasons}"
             )
-        chunks = [store.arrays(folder) for folder in folders]
+        chunks = [store.lazy_arrays(folder) for folder in folders]
         for chunk, folder in zip(chunks, folders):
             check_layout(chunk, folder)
         if store.catalog.value("dimension") is None:

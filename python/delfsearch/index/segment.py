@@ -7,7 +7,7 @@ share one quantizer; therefore several segments answer as one would, and merging
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -182,25 +182,43 @@ def build_segment(
     quantizer : the frozen one; None learns it from all rows, or from 2**18 to 2**19 of them, evenly
     spaced, where there are more.
     """
-    image_ids = np.concatenate([chunk["image_ids"] for chunk in chunks])
+    image_ids = _gather(chunks, "image_ids")
     counts = np.concatenate([np.diff(chunk["offsets"]) for chunk in chunks])
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
     tree = None
     if offsets[-1] > 0:
         if quantizer is None:
             quantizer = _learn_quantizer(chunks, int(offsets[-1]), options)
-        codes = np.concatenate(
-            [quantizer.quantize(c["descriptors"]) for c in chunks if len(c["descriptors"])]
-        )
-        tree = _tree_of(codes, quantizer, options)
+        tree = _tree_of(_gather(chunks, "descriptors", quantizer.quantize), quantizer, options)
     return Segment(
         image_ids=image_ids,
         offsets=offsets,
-        keypoints_xy=np.concatenate([chunk["keypoints_xy"] for chunk in chunks]),
-        scores=np.concatenate([chunk["scores"] for chunk in chunks]),
-        scales=np.concatenate([chunk["scales"] for chunk in chunks]),
+        keypoints_xy=_gather(chunks, "keypoints_xy"),
+        scores=_gather(chunks, "scores"),
+        scales=_gather(chunks, "scales"),
         tree=tree,
     )
+
+
+def _gather(
+    chunks: Sequence[Mapping[str, NDArray[Any]]],
+    name: str,
+    change: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
+) -> NDArray[Any]:
+    """Concatenate an array of all chunks, each changed first, with one chunk open at a time."""
+    lengths = [len(chunk[name]) for chunk in chunks]
+    whole: NDArray[Any] | None = None
+    start = 0
+    for chunk, length in zip(chunks, lengths):
+        if length == 0 and (whole is not None or any(lengths)):
+            continue  # no rows say nothing about the columns
+        part = chunk[name] if change is None else change(chunk[name])
+        if whole is None:
+            whole = np.empty((sum(lengths), *part.shape[1:]), part.dtype)
+        whole[start : start + length] = part
+        start += length
+    assert whole is not None  # there is at least one chunk
+    return whole
 
 
 def merge_segments(segments: Sequence[Segment], options: TreeOptions) -> Segment:
@@ -248,9 +266,10 @@ def _learn_quantizer(
     step = max(1, n_rows // _QUANTIZER_ROWS)
     parts, start = [], 0
     for chunk in chunks:
-        if len(chunk["descriptors"]):
-            parts.append(chunk["descriptors"][(-start) % step :: step])
-        start += len(chunk["descriptors"])
+        rows = chunk["descriptors"]
+        if len(rows):
+            parts.append(np.array(rows[(-start) % step :: step]))
+        start += len(rows)
     return UniformQuantizer.learn(np.concatenate(parts), clip_quantile=options.clip_quantile)
 
 

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,18 @@ class IndexStore:
                 )
             }
         return self._loaded[folder]
+
+    def lazy_arrays(self, folder: str) -> Mapping[str, NDArray[Any]]:
+        """Return the arrays of a folder, each opened when asked for and closed when let go.
+
+        A build has thousands of chunks; a map of every array of each would exhaust the files that
+        a process may have open.
+        """
+        if not self.is_stored(folder):
+            return self._loaded[folder]
+        assert self.path is not None
+        rows = self.catalog.select("arrays", "folder = ?", (folder,))
+        return _LazyArrays(self.path / folder, {row[1]: row[2:5] for row in rows})
 
     def is_stored(self, folder: str) -> bool:
         """Return whether the arrays of a folder are on disk."""
@@ -313,6 +325,24 @@ class IndexStore:
                 continue
             found.append(f"{folder}/{name}.npy: is missing")
         return found
+
+
+class _LazyArrays(Mapping[str, NDArray[Any]]):
+    def __init__(self, base: Path, described: dict[str, tuple[Any, ...]]) -> None:
+        self._base = base
+        self._described = described
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        dtype, shape, n_bytes = self._described[name]
+        return array_files.map_array(
+            self._base / f"{name}.npy", dtype=dtype, shape=json.loads(shape), n_bytes=n_bytes
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._described)
+
+    def __len__(self) -> int:
+        return len(self._described)
 
 
 def check_target(path: Path) -> None:

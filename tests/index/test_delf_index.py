@@ -426,3 +426,18 @@ def test_parameters_set_later_reach_the_trees(photos, query):
     assert {s.tree.n_jobs for s in index._segments.view.segments if s.tree is not None} == {2}
     with pytest.raises(ValueError, match="vote must be one of"):
         index.set_params(vote="x").query(query)
+
+
+def test_the_image_table_may_change_while_it_is_read(photos, monkeypatch, tmp_path):
+    monkeypatch.setattr("delfsearch.storage.catalog._PAGE_ROWS", 2)
+    index = DelfIndex().fit(photos, metadata=[{"label": "a" if i % 3 else "b"} for i in range(7)])
+    assert [record.id for record in index.images()] == list(range(7))
+    index.save(tmp_path / "index")
+    seen = []
+    for record in index.images():
+        seen.append(record.id)
+        if record.id % 2:
+            index.remove([record.id])
+            index.save()
+    assert seen == list(range(7)) and index.ids.tolist() == [0, 2, 4, 6]
+    assert index.check() == []

@@ -22,6 +22,7 @@ from delfsearch.errors import IndexFormatError
 APPLICATION_ID = 0x44454C46  # "DELF", at byte 68 of the file
 FORMAT_VERSION = 1
 FILE_NAME = "catalog.sqlite"
+_PAGE_ROWS = 4096
 _SYNCHRONOUS = "EXTRA"  # every commit is on the disk, the folder's entry too, before it returns
 _BUSY_SECONDS = 5.0  # that a writer waits for another one, or for readers to finish a row
 
@@ -219,19 +220,26 @@ class Catalog:
     def iterate(
         self, table: str, where: str = "", arguments: Sequence[Any] = ()
     ) -> Iterator[tuple[Any, ...]]:
-        """Yield the rows of a table in the order of its key, some thousands at a time."""
-        sql = f"SELECT {', '.join(TABLES[table])} FROM {table}"
-        if where:
-            sql += f" WHERE {where}"
-        sql += f" ORDER BY {', '.join(_KEYS[table])}"
-        with self._lock, _translated(self.path):
-            cursor = self._connection.execute(sql, arguments)
+        """Yield the rows of a table in the order of its key, some thousands at a time.
+
+        Each time anew from the last key on, so the table may change meanwhile.
+        """
+        keys = ", ".join(_KEYS[table])
+        columns = [TABLES[table].index(key) for key in _KEYS[table]]
+        conditions, values = ([f"({where})"], list(arguments)) if where else ([], [])
         while True:
+            sql = f"SELECT {', '.join(TABLES[table])} FROM {table}"
+            if conditions:
+                sql += f" WHERE {' AND '.join(conditions)}"
+            sql += f" ORDER BY {keys} LIMIT {_PAGE_ROWS}"
             with self._lock, _translated(self.path):
-                rows = cursor.fetchmany(4096)
-            if not rows:
-                return
+                rows = self._connection.execute(sql, values).fetchall()
             yield from rows
+            if len(rows) < _PAGE_ROWS:
+                return
+            after = f"({keys}) > ({', '.join('?' * len(columns))})"
+            conditions = [*([f"({where})"] if where else []), after]
+            values = [*arguments, *(rows[-1][column] for column in columns)]
 
     def scalar(self, sql: str, arguments: Sequence[Any] = ()) -> Any:
         """Return the first column of the first row, or None."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from search_helpers import DIMENSION, as_dict, make_collection, make_features, same_matches
@@ -399,7 +401,9 @@ def test_estimator_contract(photos):
     fitted = index.fit(photos)
     assert fitted is index
     assert index.fit(photos[:2]) is index and len(index) == 2  # a second fit starts afresh
-    assert len(clone(index).get_params()) == len(index.get_params())
+    assert pickle.loads(pickle.dumps(DelfIndex(k=3))).k == 3
+    with pytest.raises(TypeError, match="save it and load it instead"):
+        pickle.dumps(index)
 
 
 def test_photos_are_found_by_row_whatever_their_lengths():

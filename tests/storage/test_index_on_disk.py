@@ -13,6 +13,7 @@ import pytest
 from search_helpers import files_of, make_collection, make_features, same_matches
 
 from delfsearch.errors import IndexFormatError
+from delfsearch.index.builder import IndexBuilder
 from delfsearch.index.delf_index import DelfIndex
 from delfsearch.storage import arrays as array_files
 from delfsearch.storage.catalog import FORMAT_VERSION, TABLES
@@ -270,6 +271,30 @@ def as_nobody(action) -> None:
         finally:
             os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX permissions")
+def test_a_new_index_in_a_read_only_place_is_refused(tmp_path, query):
+    for folder in [tmp_path, *tmp_path.parents][:3]:
+        folder.chmod(0o755)
+    (tmp_path / "empty").mkdir()
+
+    def action() -> None:
+        for path in (tmp_path / "new", tmp_path / "a" / "b", tmp_path / "empty"):
+            with pytest.raises(PermissionError, match="cannot be written"):
+                IndexBuilder(DelfIndex(), path)
+            with pytest.raises(PermissionError, match="cannot be written"):
+                DelfIndex().fit([query]).save(path)
+
+    tmp_path.chmod(0o555)
+    (tmp_path / "empty").chmod(0o555)
+    try:
+        as_nobody(action)
+    finally:
+        tmp_path.chmod(0o755)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot be written: Not a directory"):
+        IndexBuilder(DelfIndex(), tmp_path / "file" / "index")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX permissions")

@@ -97,8 +97,7 @@ class IndexBuilder(_Intake):
     def known_names(self) -> set[str]:
         """Names of the photos that earlier runs dealt with."""
         catalog = self._store.catalog
-        names = {row[1] for row in catalog.iterate("images")}
-        return names | {row[0] for row in catalog.iterate("not_indexed")}
+        return {*catalog.column("images", "path"), *catalog.column("not_indexed", "path")}
 
     def attach(
         self, title: str, parameters: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]

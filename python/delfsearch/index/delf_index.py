@@ -287,6 +287,12 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_store")
 
+    def __getstate__(self) -> dict[str, Any]:
+        if hasattr(self, "_store"):
+            raise TypeError("a fitted DelfIndex is not pickled: save it and load it instead")
+        state: dict[str, Any] = super().__getstate__()
+        return state
+
     @property
     def n_descriptors(self) -> int:
         """Descriptors of all photos that are in the index."""
@@ -296,7 +302,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
     def ids(self) -> NDArray[np.int64]:
         """The ids of all photos, rising, (n,) int64."""
         self._check_fitted()
-        return np.fromiter((row[0] for row in self._store.catalog.iterate("images")), np.int64)
+        return np.array(self._store.catalog.column("images", "id"), np.int64)
 
     @property
     def path(self) -> Path | None:

@@ -247,6 +247,12 @@ class Catalog:
             row = self._connection.execute(sql, arguments).fetchone()
         return None if row is None else row[0]
 
+    def column(self, table: str, name: str) -> list[Any]:
+        """Return one column of a whole table, in its own order."""
+        with self._lock, _translated(self.path):
+            sql = f"SELECT {name} FROM {table} ORDER BY {name}"
+            return [row[0] for row in self._connection.execute(sql).fetchall()]
+
     def insert(self, table: str, rows: Iterable[Sequence[Any]]) -> None:
         """Insert rows (all columns, in the order of TABLES)."""
         rows = list(rows)

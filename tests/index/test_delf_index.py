@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -445,3 +446,13 @@ def test_the_image_table_may_change_while_it_is_read(photos, monkeypatch, tmp_pa
             index.save()
     assert seen == list(range(7)) and index.ids.tolist() == [0, 2, 4, 6]
     assert index.check() == []
+
+
+def test_queries_from_several_threads_give_the_same_answers(photos, tmp_path):
+    index = DelfIndex(k=9).fit(photos).save(tmp_path / "index")
+    expected = [index.query(photo) for photo in photos] * 8
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(index.query, photos * 8))
+        paths = list(pool.map(lambda i: index.image(i % 7).id, range(56)))
+    assert all(same_matches(a, b) for a, b in zip(answers, expected))
+    assert paths == list(range(7)) * 8

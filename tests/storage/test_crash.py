@@ -7,6 +7,7 @@ import pathlib
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 
@@ -283,3 +284,58 @@ def test_a_writer_killed_by_the_system_leaves_a_sound_index(tmp_path):
         assert same_matches(reader.query(QUERY), index.query(QUERY))
         index._store.close()
         reader._store.close()
+
+
+def half_committed(path, tmp_path):
+    """A copy of an index in the middle of SQLite's own commit: some pages new, a hot journal."""
+    connection = sqlite3.connect(path / "catalog.sqlite", isolation_level=None)
+    connection.execute("PRAGMA cache_size = 2")
+    connection.execute("PRAGMA cache_spill = 1")
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("UPDATE images SET label = 'wrong'")
+    for i in range(400):
+        connection.execute(
+            "INSERT INTO images VALUES (?, ?, NULL, 1, 1, 0, 'x', NULL, NULL, '{}')",
+            (1000 + i, "x" * 300),
+        )
+    copy = tmp_path / "copy"
+    shutil.copytree(path, copy)
+    connection.execute("ROLLBACK")
+    connection.close()
+    assert (copy / "catalog.sqlite-journal").stat().st_size > 512
+    assert (copy / "catalog.sqlite").read_bytes() != (path / "catalog.sqlite").read_bytes()
+    return copy
+
+
+def test_a_half_written_transaction_is_rolled_back_on_load(tmp_path):
+    path = DelfIndex().fit(make_collection()).save(tmp_path / "index").path
+    expected = state_of(path)
+    copy = half_committed(path, tmp_path)
+    assert state_of(copy) == expected
+    assert not (copy / "catalog.sqlite-journal").exists()
+    assert files_of(copy) == files_of(path)
+
+
+@needs_fork
+def test_a_half_written_transaction_in_a_read_only_place_is_not_read(tmp_path):
+    path = DelfIndex().fit(make_collection()).save(tmp_path / "index").path
+    copy = half_committed(path, tmp_path)
+    for folder in [copy, *copy.parents][:4]:
+        folder.chmod(0o755)
+    for entry in [copy, *copy.rglob("*")]:
+        entry.chmod(0o555 if entry.is_dir() else 0o444)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            with pytest.raises(PermissionError, match=r"cannot be recovered|cannot be written"):
+                DelfIndex.load(copy)
+            status = 0
+        finally:
+            os._exit(status)
+    status = os.waitpid(child, 0)[1]
+    for entry in [copy, *copy.rglob("*")]:
+        entry.chmod(0o755)
+    assert status == 0

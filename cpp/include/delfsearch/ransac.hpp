@@ -29,7 +29,7 @@
 namespace delfsearch {
 
 struct RansacOptions {
-  double max_error = 20.0;      // pixels of the database photo
+  double max_error = 12.0;      // pixels of the database photo
   double min_separation = 1.0;  // pixels; nearer positions of one photo are one keypoint
   int max_iterations = 1024;    // draws a candidate
   double confidence = 0.99;     // of having found a map with min_support inliers, if there is one

@@ -76,7 +76,9 @@ inline void prefetch(const void* address) {
 struct Plan {
   const KdTreeView& tree;
   std::size_t d, d4, k, max_leaves, n_leaves, leaf_blocks;
-  std::size_t capacity;  // of a query's pending list
+  std::size_t first_leaves;   // scanned first, query by query, to have a limit for the others
+  std::size_t leaves_ranked;  // best leaves that are asked for
+  std::size_t capacity;       // of a query's pending list
   bool exhaustive;
   std::vector<double> middle, inverse_step;
   double largest_norm = 0;  // of any code at all
@@ -94,6 +96,8 @@ struct Plan {
         exhaustive(max_leaves == n_leaves),
         middle(d),
         inverse_step(d) {
+    first_leaves = std::min(max_leaves, (k + kFirstLooks + view.leaf_size - 1) / view.leaf_size);
+    leaves_ranked = exhaustive ? first_leaves : max_leaves;
     for (std::size_t i = 0; i < d; ++i) {
       const double step = static_cast<double>(view.step[i]);
       middle[i] = static_cast<double>(view.lower[i]) + 128.0 * step;
@@ -206,8 +210,12 @@ class Batch {
       scan_everything();
     else
       scan_wanted_leaves();
-    for (std::size_t q = 0; q < n_queries; ++q)
+    // The ids of one query's rows are fetched while the one before is finished.
+    narrow(0);
+    for (std::size_t q = 0; q < n_queries; ++q) {
+      if (q + 1 < n_queries) narrow(q + 1);
       finish(q, squared_distances + q * k_out, ids + q * k_out, k_out);
+    }
   }
 
  private:
@@ -300,49 +308,53 @@ class Batch {
           (static_cast<double>(limit) + slack.added + slack.rounding) / slack.divisor);
   }
 
-  // Scores all leaves for a few queries at a time, keeps each query's best max_leaves in wanted_
-  // and scans its first few at once, which gives it a first limit.
+  // Scores all leaves for a few queries at a time and keeps each query's best leaves in wanted_.
+  // Its first few are scanned at once, which gives the query a limit, but one query later: by then
+  // their codes have been fetched.
   void rank_leaves() {
     const std::size_t stride = plan_.leaf_blocks * kKdTreeBlock;
-    const std::size_t first_rows = plan_.k + kFirstLooks;
-    const std::size_t n_first =
-        std::min(plan_.max_leaves, (first_rows + plan_.tree.leaf_size - 1) / plan_.tree.leaf_size);
     scores_.resize(kRankTogether * stride);
     values_.resize(stride + kKdTreeBlock);
     leaves_.resize(stride + kKdTreeBlock);
-    wanted_.resize(plan_.exhaustive ? 0 : n_queries_ * plan_.max_leaves);
-    n_scanned_ = 0;
+    wanted_.resize(n_queries_ * plan_.leaves_ranked);
     for (std::size_t begin = 0; begin < n_queries_; begin += kRankTogether) {
       const std::size_t n = std::min(kRankTogether, n_queries_ - begin);
       kernels().rank(plan_.tree.leaf_codes.data(), plan_.tree.leaf_norms.data(), plan_.leaf_blocks,
                      plan_.d4, queries_.data() + begin, n, scores_.data(), stride);
       for (std::size_t i = 0; i < n; ++i) {
-        const std::size_t q = begin + i;
-        std::size_t count = best_leaves(scores_.data() + i * stride);
-        // The best of the best come first.
-        const float near = kernels().kth_smallest(values_.data(), count, n_first);
-        std::size_t first = 0;
-        for (std::size_t j = 0; j < count && first < n_first; ++j)
-          if (values_[j] <= near) {
-            std::swap(leaves_[first], leaves_[j]);
-            std::swap(values_[first], values_[j]);
-            ++first;
-          }
-        for (std::size_t j = 0; j < first; ++j) scan_leaf_for(leaves_[j], q);
-        if (queries_[q].count >= plan_.k) tighten(q);
-        if (plan_.exhaustive)
-          queries_[q].count = 0;  // it meets these rows again
-        else
-          std::copy(leaves_.data(), leaves_.data() + count, wanted_.data() + q * plan_.max_leaves);
+        keep_wanted(begin + i, best_leaves(scores_.data() + i * stride));
+        if (begin + i > 0) look_at_first_leaves(begin + i - 1);
       }
     }
-    n_scanned_ = n_first;
+    look_at_first_leaves(n_queries_ - 1);
   }
 
-  // Puts the max_leaves leaves of smallest (score, leaf) into leaves_, with their scores in
+  // From leaves_ and values_ to wanted_, the first_leaves best ones in front.
+  void keep_wanted(std::size_t q, std::size_t count) {
+    const float near = kernels().kth_smallest(values_.data(), count, plan_.first_leaves);
+    std::uint32_t* wanted = wanted_.data() + q * plan_.leaves_ranked;
+    std::size_t front = 0, back = plan_.first_leaves;
+    for (std::size_t j = 0; j < count; ++j) {
+      const bool first = values_[j] <= near && front < plan_.first_leaves;
+      wanted[first ? front : back] = leaves_[j];
+      front += first ? 1 : 0;
+      back += first ? 0 : 1;
+    }
+    for (std::size_t j = 0; j < plan_.first_leaves; ++j)
+      prefetch_rows(wanted[j] * plan_.tree.leaf_size);
+  }
+
+  void look_at_first_leaves(std::size_t q) {
+    for (std::size_t j = 0; j < plan_.first_leaves; ++j)
+      scan_leaf_for(wanted_[q * plan_.leaves_ranked + j], q);
+    if (queries_[q].count >= plan_.k) tighten(q);
+    if (plan_.exhaustive) queries_[q].count = 0;  // it meets these rows again
+  }
+
+  // Puts the leaves_ranked leaves of smallest (score, leaf) into leaves_, with their scores in
   // values_.
   std::size_t best_leaves(const float* scores) {
-    const std::size_t wanted = plan_.max_leaves;
+    const std::size_t wanted = plan_.leaves_ranked;
     const std::size_t n = plan_.n_leaves;
     // A sample says where to cut: a little too high, so that few leaves remain to choose from.
     constexpr std::size_t kSample = 256;
@@ -413,11 +425,11 @@ class Batch {
     starts_.resize(plan_.n_leaves + 1);
     std::fill(starts_.data(), starts_.data() + plan_.n_leaves + 1, 0u);
     for (std::size_t q = 0; q < n_queries_; ++q)
-      for (std::size_t j = n_scanned_; j < T; ++j) ++starts_[wanted_[q * T + j] + 1];
+      for (std::size_t j = plan_.first_leaves; j < T; ++j) ++starts_[wanted_[q * T + j] + 1];
     for (std::size_t leaf = 0; leaf < plan_.n_leaves; ++leaf) starts_[leaf + 1] += starts_[leaf];
     members_.resize(starts_[plan_.n_leaves]);
     for (std::size_t q = 0; q < n_queries_; ++q)
-      for (std::size_t j = n_scanned_; j < T; ++j)
+      for (std::size_t j = plan_.first_leaves; j < T; ++j)
         members_[starts_[wanted_[q * T + j]]++] = static_cast<std::uint32_t>(q);
     std::size_t begin = 0;
     for (std::size_t leaf = 0; leaf < plan_.n_leaves; ++leaf) {
@@ -511,18 +523,26 @@ class Batch {
     return sum > 0 ? sum : 0.0f;
   }
 
-  void finish(std::size_t q, float* squared_distances, std::int64_t* ids, std::size_t k_out) {
+  // Leaves little more than the k nearest pending.
+  void narrow(std::size_t q) {
     Query& query = queries_[q];
     if (query.count > plan_.k)
       query.count = static_cast<std::uint32_t>(kernels().keep(query.pending, query.pending_row,
                                                               query.count, limit_for(q),
                                                               query.pending, query.pending_row));
+    const std::size_t bytes = id_bytes(plan_.tree.n);
+    for (std::uint32_t i = 0; i < query.count; ++i)
+      prefetch(plan_.tree.ids.data() + query.pending_row[i] * bytes);
+  }
+
+  void finish(std::size_t q, float* squared_distances, std::int64_t* ids, std::size_t k_out) {
+    const Query& query = queries_[q];
     keys_.resize(query.count);
     const std::size_t bytes = id_bytes(plan_.tree.n);
     for (std::uint32_t i = 0; i < query.count; ++i)
       keys_[i] = neighbour_key(distance(q, query.pending[i]),
                                read_id(plan_.tree, bytes, query.pending_row[i]));
-    std::sort(keys_.begin(), keys_.end());
+    kernels().sort_keys(keys_.data(), keys_.size());
     const std::size_t found = std::min<std::size_t>(keys_.size(), plan_.k);
     for (std::size_t i = 0; i < found; ++i) {
       const auto bits = static_cast<std::uint32_t>(keys_[i] >> 32);

@@ -7,6 +7,7 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <vector>
@@ -256,10 +257,12 @@ float kth_smallest(const float* values, std::size_t n, std::size_t k) {
   return kth_smallest_by_counting<Ops>(values, n, k);
 }
 
+void sort_keys(std::uint64_t* keys, std::size_t n) { std::sort(keys, keys + n); }
+
 }  // namespace
 
 const Kernels* avx2_kernels() {
-  static const Kernels kernels{512, rank, filter, refine, kth_smallest, keep};
+  static const Kernels kernels{512, rank, filter, refine, kth_smallest, keep, sort_keys};
   return &kernels;
 }
 

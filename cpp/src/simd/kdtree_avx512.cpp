@@ -17,6 +17,7 @@
 #endif
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 
@@ -259,10 +260,40 @@ float kth_smallest(const float* values, std::size_t n, std::size_t k) {
   return kth_smallest_by_counting<Ops>(values, n, k);
 }
 
+// Each key goes to the place that is the number of smaller ones: no branch to mispredict.
+TARGET void sort_keys(std::uint64_t* keys, std::size_t n) {
+  constexpr std::size_t kLanes = 8, kMost = 128;
+  if (n > kMost) {
+    std::sort(keys, keys + n);
+    return;
+  }
+  alignas(64) std::uint64_t padded[kMost];
+  const std::size_t n_vectors = (n + kLanes - 1) / kLanes;
+  std::copy(keys, keys + n, padded);
+  std::fill(padded + n, padded + n_vectors * kLanes, ~std::uint64_t{0});
+  const __m512i one = _mm512_set1_epi64(1);
+  for (std::size_t v = 0; v < n_vectors; ++v) {
+    const __m512i mine = _mm512_load_si512(padded + v * kLanes);
+    __m512i places[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    for (std::size_t i = 0; i < n; i += 2)
+      for (std::size_t l = 0; l < 2; ++l) {
+        // Past the end lies at most one padding key, which no key is greater than.
+        const __m512i other = _mm512_set1_epi64(
+            static_cast<long long>(i + l < n ? padded[i + l] : ~std::uint64_t{0}));
+        places[l] =
+            _mm512_mask_add_epi64(places[l], _mm512_cmpgt_epu64_mask(mine, other), places[l], one);
+      }
+    alignas(64) std::uint64_t place[kLanes];
+    _mm512_store_si512(place, _mm512_add_epi64(places[0], places[1]));
+    for (std::size_t l = 0; l < kLanes && v * kLanes + l < n; ++l)
+      keys[place[l]] = padded[v * kLanes + l];
+  }
+}
+
 }  // namespace
 
 const Kernels* avx512_kernels() {
-  static const Kernels kernels{256, rank, filter, refine, kth_smallest, keep};
+  static const Kernels kernels{256, rank, filter, refine, kth_smallest, keep, sort_keys};
   return &kernels;
 }
 

@@ -75,6 +75,9 @@ struct Kernels {
   // 0, 1, 2, ...
   std::size_t (*keep)(const float* values, const std::uint32_t* rows, std::size_t n, float limit,
                       float* out_values, std::uint32_t* out_rows);
+
+  // Sorts distinct keys.
+  void (*sort_keys)(std::uint64_t* keys, std::size_t n);
 };
 
 const Kernels& scalar_kernels();

@@ -81,10 +81,12 @@ std::size_t keep(const float* values, const std::uint32_t* rows, std::size_t n, 
   return kept;
 }
 
+void sort_keys(std::uint64_t* keys, std::size_t n) { std::sort(keys, keys + n); }
+
 }  // namespace
 
 const Kernels& scalar_kernels() {
-  static const Kernels kernels{256, rank, filter, refine, kth_smallest, keep};
+  static const Kernels kernels{256, rank, filter, refine, kth_smallest, keep, sort_keys};
   return kernels;
 }
 

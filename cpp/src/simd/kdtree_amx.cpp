@@ -25,7 +25,7 @@ namespace {
 constexpr std::size_t kRows = 16;
 constexpr std::size_t kTileGroups = 16;  // groups of 4 dimensions in a full tile
 constexpr std::size_t kMaxGroups = 256;  // 1024 dimensions
-constexpr std::size_t kWorthATile = 6;   // fewer queries than this are left to vectors
+constexpr std::size_t kWorthATile = 3;   // fewer queries than this are left to vectors
 constexpr std::size_t kBlocks = 4;
 
 // The products of 16 queries with 4 blocks: products[b][q][row].

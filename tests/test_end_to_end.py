@@ -20,9 +20,6 @@ from delfsearch import DelfExtractor, ImageSearch
 from delfsearch.cli import main
 from delfsearch.evaluation.folder import PhotoFolder
 
-# As in the demo: a photo is an answer from so many verified matches on.
-MIN_INLIERS = 100
-
 
 @pytest.fixture(scope="module")
 def weights(request):
@@ -86,7 +83,6 @@ def test_the_command_line_in_a_process_of_its_own(demo, weights):
             "query",
             *map(str, (out / "demo-index", *queries)),
             "--json",
-            f"--min-inliers={MIN_INLIERS}",
         ],
         env={**os.environ, "PYTHONPATH": source},
         capture_output=True,

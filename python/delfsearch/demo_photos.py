@@ -125,9 +125,9 @@ VIEWS = (
     ),
     (
         "retina.jpg",
-        "retina_half",
-        "half of it at 40% of the size, dark",
-        View(crop=(0.3, 0.1, 0.95, 0.9), zoom=0.4, gamma=1.5),
+        "retina_part",
+        "most of it at 60% of the size, dark",
+        View(crop=(0.15, 0.1, 0.95, 0.9), zoom=0.6, gamma=1.4),
     ),
 )
 # A photograph of its own, taken 20 cm further to the right.

@@ -35,9 +35,8 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument(
         "--min-inliers",
         type=positive,
-        default=100,
         metavar="N",
-        help="verified matches that make a photo an answer; default 100",
+        help="verified matches that make a photo an answer; default: the library's",
     )
     parser.add_argument("--no-plots", action="store_true", help="do without matplotlib")
     add_extractor_options(parser)

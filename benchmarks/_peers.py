@@ -62,7 +62,7 @@ def faiss_ivf(threads: int) -> list[Method]:
     return [
         _faiss_method(f"IVF{lists},SQ8", "nprobe", probes, threads)
         for lists, probes in (
-            (1024, [12, 20, 32, 48, 72]),
+            (1024, [12, 20, 32, 48, 72, 112]),
             (2048, [20, 32, 56, 96, 144]),
             (4096, [32, 56, 96, 144, 224]),
         )
@@ -72,7 +72,7 @@ def faiss_ivf(threads: int) -> list[Method]:
 def faiss_hnsw(threads: int) -> list[Method]:
     """A graph over 8-bit scalar codes."""
     return [
-        _faiss_method(f"HNSW{links}_SQ8", "efSearch", [64, 80, 112, 160, 240], threads)
+        _faiss_method(f"HNSW{links}_SQ8", "efSearch", [64, 96, 144, 200, 280, 360], threads)
         for links in (16, 24)
     ]
 
@@ -95,7 +95,7 @@ def hnswlib_float(threads: int) -> list[Method]:
         index.set_ef(setting)
         return index.knn_query(queries, k=K, num_threads=threads)[0]
 
-    return [Method("hnswlib M16 float", build, search, [64, 80, 112, 160, 240])]
+    return [Method("hnswlib M16 float", build, search, [64, 80, 112, 160, 240, 320])]
 
 
 def scann(threads: int) -> list[Method]:

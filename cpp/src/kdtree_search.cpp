@@ -25,8 +25,10 @@ using kdtree::Survivor;
 constexpr std::size_t kGroupRows = 64;     // rows that a kernel call scans
 constexpr std::size_t kRankTogether = 16;  // queries whose leaf scores fit the cache together
 constexpr std::size_t kMaxBatch = 1024;    // queries that share one pass over the leaves
+constexpr std::size_t kMaxScores = std::size_t{1} << 22;
+constexpr std::size_t kMaxPending = std::size_t{1} << 25;  // rows kept by all queries of a batch
 constexpr std::size_t kMaxPairs = std::size_t{1} << 21;
-constexpr std::size_t kPendingSlack = 256;  // rows gathered beyond k before the limit is tightened
+constexpr std::size_t kPendingSlack = 256;  // least rows beyond k between two choices
 constexpr std::size_t kFirstLooks = 192;    // rows beyond k scanned for a first limit
 constexpr std::size_t kCacheLine = 64;
 constexpr float kUnlimited = std::numeric_limits<float>::max();
@@ -92,7 +94,7 @@ struct Plan {
         max_leaves(std::min(max_leaves_, view.n_leaves())),
         n_leaves(view.n_leaves()),
         leaf_blocks(padded_rows(n_leaves) / kKdTreeBlock),
-        capacity(k + kPendingSlack + kGroupRows),
+        capacity(k + std::max(k, kPendingSlack) + kGroupRows),
         exhaustive(max_leaves == n_leaves),
         middle(d),
         inverse_step(d) {
@@ -313,12 +315,14 @@ class Batch {
   // their codes have been fetched.
   void rank_leaves() {
     const std::size_t stride = plan_.leaf_blocks * kKdTreeBlock;
-    scores_.resize(kRankTogether * stride);
+    const std::size_t together =
+        std::max<std::size_t>(1, std::min(kRankTogether, kMaxScores / stride));
+    scores_.resize(together * stride);
     values_.resize(stride + kKdTreeBlock);
     leaves_.resize(stride + kKdTreeBlock);
     wanted_.resize(n_queries_ * plan_.leaves_ranked);
-    for (std::size_t begin = 0; begin < n_queries_; begin += kRankTogether) {
-      const std::size_t n = std::min(kRankTogether, n_queries_ - begin);
+    for (std::size_t begin = 0; begin < n_queries_; begin += together) {
+      const std::size_t n = std::min(together, n_queries_ - begin);
       kernels().rank(plan_.tree.leaf_codes.data(), plan_.tree.leaf_norms.data(), plan_.leaf_blocks,
                      plan_.d4, queries_.data() + begin, n, scores_.data(), stride);
       for (std::size_t i = 0; i < n; ++i) {
@@ -601,6 +605,7 @@ Neighbours search_kdtree(const KdTreeView& tree, Span<const float> queries, std:
   std::size_t batch = std::min(kMaxBatch, (m + threads - 1) / threads);
   if (!plan.exhaustive)
     batch = std::min(batch, std::max(kRankTogether, kMaxPairs / plan.max_leaves));
+  batch = std::max<std::size_t>(1, std::min(batch, kMaxPending / plan.capacity));
   const std::size_t n_batches = (m + batch - 1) / batch;
   parallel_for(n_batches, n_threads, [&](std::size_t task, int) {
     static thread_local Workspace workspace;

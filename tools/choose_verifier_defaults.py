@@ -1,4 +1,4 @@
-"""Print the table from which Verifier's max_error and min_inliers were chosen.
+"""Print the table from which k, Verifier's max_error and its min_inliers were chosen.
 
     python tools/choose_verifier_defaults.py PHOTOS [--exclude TEXT ...]
 
@@ -8,7 +8,7 @@ an index of that sample, its own photo left out: whatever it finds is false. (Tw
 up as the highest scores: look at those that are printed, and --exclude their folder by a part of
 the path if they do show the same thing.) Synthetic warps of the same photos (perspective, crop,
 scale, light) say what is true. min_inliers is the least that leaves at most 1% of the queries
-anything false; max_error the one at which most warps pass that.
+anything false; k and max_error are those at which most warps pass that.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from PIL import Image, ImageEnhance
 
 from delfsearch import DelfExtractor, DelfIndex, Matches, Verifier
 
+NEIGHBOURS = (8, 16, 32, 64)
 MAX_ERRORS = (8.0, 12.0, 16.0, 20.0, 28.0)
 ALLOWED_FALSE = 0.01
 
@@ -95,28 +96,31 @@ def main() -> None:
     extractor = DelfExtractor.preset("fast", n_jobs=args.n_jobs)
     features = extractor.transform([args.photos / path for path in paths])
     index = DelfIndex(max_squared_distance=0.64, n_jobs=args.n_jobs).fit(features)
-    alone = [index.query(f, exclude_ids=[i]) for i, f in enumerate(features)]
     chosen = rng.permutation(len(paths))[: args.warps]
     warped = []
     for i in chosen:
         with Image.open(args.photos / paths[i]) as photo:
             warped.append(warp(photo.convert("RGB"), rng))
-    seen_again = [index.query(f) for f in extractor.transform(warped)]
+    warped_features = extractor.transform(warped)
 
     print(f"{len(paths)} photos that no evaluation queries; {len(chosen)} warps of them")
-    print("max_error  false: median    90%    95%    99%    most  min_inliers  warps that pass")
-    for max_error in MAX_ERRORS:
-        verifier = Verifier(max_error=max_error, n_jobs=args.n_jobs)
-        false, photos = best_scores(verifier, alone)
-        true, _ = best_scores(verifier, seen_again, chosen)
-        ordered = np.sort(false)[::-1]
-        min_inliers = int(ordered[int(ALLOWED_FALSE * len(ordered))]) + 1
-        low, *quantiles = np.quantile(false, [0.5, 0.9, 0.95, 0.99])
-        print(
-            f"{max_error:9.0f}{low:15.0f}"
-            + "".join(f"{q:7.0f}" for q in quantiles)
-            + f"{ordered[0]:8d}{min_inliers:13d}{(true >= min_inliers).mean():17.2f}"
-        )
+    print("  k max_error  false: median    90%    95%    99%    most  min_inliers  warps that pass")
+    for k in NEIGHBOURS:
+        alone = [index.query(f, k=k, exclude_ids=[i]) for i, f in enumerate(features)]
+        seen_again = [index.query(f, k=k) for f in warped_features]
+        for max_error in MAX_ERRORS:
+            verifier = Verifier(max_error=max_error, n_jobs=args.n_jobs)
+            false, photos = best_scores(verifier, alone)
+            true, _ = best_scores(verifier, seen_again, chosen)
+            ordered = np.sort(false)[::-1]
+            min_inliers = int(ordered[int(ALLOWED_FALSE * len(ordered))]) + 1
+            low, *quantiles = np.quantile(false, [0.5, 0.9, 0.95, 0.99])
+            print(
+                f"{k:3d}{max_error:10.0f}{low:15.0f}"
+                + "".join(f"{q:7.0f}" for q in quantiles)
+                + f"{ordered[0]:8d}{min_inliers:13d}{(true >= min_inliers).mean():17.2f}",
+                flush=True,
+            )
     print("\nThe highest false scores (twins?):")
     for i in np.argsort(-false, kind="stable")[:10]:
         print(f"{false[i]:5d}  {paths[i]}  {paths[photos[i]]}")

@@ -3,12 +3,12 @@
     python tools/choose_verifier_defaults.py PHOTOS [--exclude TEXT ...]
 
 PHOTOS holds photos.csv and ground_truth.json. Only photos that no evaluation queries are touched:
-role "distractor", not among ground_truth's distractor_queries. Each of a seeded sample of them asks
-an index of that sample, its own photo left out: whatever it finds is false. (Twins among them show
-up as the highest scores: look at those that are printed, and --exclude their folder by a part of
-the path if they do show the same thing.) Synthetic warps of the same photos (perspective, crop,
-scale, light) say what is true. min_inliers is the least that leaves at most 1% of the queries
-anything false; k and max_error are those at which most warps pass that.
+role "distractor", not among ground_truth's distractor_queries. All of them are indexed. Each of a
+seeded sample of them asks the index, its own photo left out: whatever it finds is false. (Twins
+show up as the highest scores: look at those that are printed, and keep their folder from asking
+with --exclude and a part of the path if they do show the same thing.) Synthetic warps of the same
+photos (perspective, crop, scale, light) say what is true. min_inliers is the least that leaves at
+most 1% of the queries anything false; k and max_error are those at which most warps pass that.
 """
 
 from __future__ import annotations
@@ -24,22 +24,18 @@ from PIL import Image, ImageEnhance
 
 from delfsearch import DelfExtractor, DelfIndex, Matches, Verifier
 
-NEIGHBOURS = (8, 16, 32, 64)
-MAX_ERRORS = (8.0, 12.0, 16.0, 20.0, 28.0)
+NEIGHBOURS = (8, 16, 32)
+MAX_ERRORS = (12.0, 16.0, 20.0)
 ALLOWED_FALSE = 0.01
 
 
-def unqueried_photos(folder: Path, exclude: list[str]) -> list[str]:
+def unqueried_photos(folder: Path) -> list[str]:
     with open(folder / "photos.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     truth = json.loads((folder / "ground_truth.json").read_text(encoding="utf-8"))
     queried = set(truth["distractor_queries"]) | set(truth["queries"])
     return sorted(
-        row["path"]
-        for row in rows
-        if row["role"] == "distractor"
-        and row["path"] not in queried
-        and not any(text in row["path"] for text in exclude)
+        row["path"] for row in rows if row["role"] == "distractor" and row["path"] not in queried
     )
 
 
@@ -85,28 +81,29 @@ def best_scores(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photos", type=Path)
-    parser.add_argument("--exclude", nargs="*", default=[], help="parts of paths to leave out")
-    parser.add_argument("--sample", type=int, default=400, help="photos indexed and queried")
+    parser.add_argument("--exclude", nargs="*", default=[], help="parts of paths that do not ask")
+    parser.add_argument("--sample", type=int, default=400, help="photos that ask")
     parser.add_argument("--warps", type=int, default=100)
     parser.add_argument("--n-jobs", type=int, default=1)
     args = parser.parse_args()
     rng = np.random.default_rng(0)
-    paths = unqueried_photos(args.photos, args.exclude)
-    paths = [paths[i] for i in sorted(rng.permutation(len(paths))[: args.sample])]
+    paths = unqueried_photos(args.photos)
+    able = [i for i, path in enumerate(paths) if not any(text in path for text in args.exclude)]
+    asking = np.sort(rng.permutation(able)[: args.sample])
     extractor = DelfExtractor.preset("fast", n_jobs=args.n_jobs)
     features = extractor.transform([args.photos / path for path in paths])
     index = DelfIndex(max_squared_distance=0.64, n_jobs=args.n_jobs).fit(features)
-    chosen = rng.permutation(len(paths))[: args.warps]
+    chosen = rng.permutation(asking)[: args.warps]
     warped = []
     for i in chosen:
         with Image.open(args.photos / paths[i]) as photo:
             warped.append(warp(photo.convert("RGB"), rng))
     warped_features = extractor.transform(warped)
 
-    print(f"{len(paths)} photos that no evaluation queries; {len(chosen)} warps of them")
+    print(f"{len(paths)} photos indexed; {len(asking)} ask, and {len(chosen)} warps of them")
     print("  k max_error  false: median    90%    95%    99%    most  min_inliers  warps that pass")
     for k in NEIGHBOURS:
-        alone = [index.query(f, k=k, exclude_ids=[i]) for i, f in enumerate(features)]
+        alone = [index.query(features[i], k=k, exclude_ids=[i]) for i in asking]
         seen_again = [index.query(f, k=k) for f in warped_features]
         for max_error in MAX_ERRORS:
             verifier = Verifier(max_error=max_error, n_jobs=args.n_jobs)
@@ -123,7 +120,7 @@ def main() -> None:
             )
     print("\nThe highest false scores (twins?):")
     for i in np.argsort(-false, kind="stable")[:10]:
-        print(f"{false[i]:5d}  {paths[i]}  {paths[photos[i]]}")
+        print(f"{false[i]:5d}  {paths[asking[i]]}  {paths[photos[i]]}")
 
 
 if __name__ == "__main__":

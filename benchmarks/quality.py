@@ -114,12 +114,16 @@ def reduced(
 
 
 def evaluate(
-    folder: PhotoFolder, features: dict[str, LocalFeatures], arguments: argparse.Namespace
+    folder: PhotoFolder,
+    features: dict[str, LocalFeatures],
+    arguments: argparse.Namespace,
+    max_squared_distance: float | None,
 ) -> dict:
     """Index the database, answer every query, and judge."""
     database = list(folder.database)
     start = time.process_time()
-    index = DelfIndex(method="kdtree", n_jobs=arguments.threads).fit(features[p] for p in database)
+    index = DelfIndex(max_squared_distance=max_squared_distance, n_jobs=arguments.threads)
+    index.fit(features[p] for p in database)
     build_seconds = time.process_time() - start
     number = {path: i for i, path in enumerate(database)}
     verifier = Verifier(n_jobs=arguments.threads)
@@ -212,7 +216,8 @@ def main() -> None:
         features, seconds = cached(arguments.cache / system.replace(":", "_"), paths, make)
         if name == "rootsift":
             features = reduced(features, list(folder.database), 40)
-        result = evaluate(folder, features, arguments)
+        limit = DelfExtractor().max_squared_distance if name == "delf" else None
+        result = evaluate(folder, features, arguments, limit)
         result["extraction_cpu_seconds_now"] = seconds
         report["systems"][system] = result
         print(

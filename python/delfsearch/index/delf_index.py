@@ -63,7 +63,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         self,
         *,
         method: str = "auto",
-        k: int = 64,
+        k: int = 16,
         max_leaves: int = 128,
         leaf_size: int = 64,
         clip_quantile: float = 0.9999,

@@ -73,8 +73,8 @@ class Verifier(BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        max_error: float = 12.0,
-        min_inliers: int = 110,
+        max_error: float = 16.0,
+        min_inliers: int = 100,
         min_separation: float = 1.0,
         max_iterations: int = 1024,
         confidence: float = 0.99,

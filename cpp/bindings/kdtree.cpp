@@ -129,15 +129,18 @@ void bind_kdtree(py::module_& m) {
                                   to_numpy(std::move(found.ids), {m_rows, k_columns}));
           },
           py::arg("queries").noconvert(), py::arg("k"), py::arg("max_leaves"), py::arg("n_threads"))
-      .def("unpack_codes", [](const KdTreeView& tree) {
-        std::vector<std::uint8_t> codes;
-        {
-          py::gil_scoped_release release;
-          codes = unpack_codes(tree);
-        }
-        return to_numpy(std::move(codes), {static_cast<py::ssize_t>(tree.n),
-                                           static_cast<py::ssize_t>(tree.dimension())});
-      });
+      .def(
+          "unpack_codes",
+          [](const KdTreeView& tree, std::size_t begin, std::size_t end) {
+            std::vector<std::uint8_t> codes;
+            {
+              py::gil_scoped_release release;
+              codes = unpack_codes(tree, begin, end);
+            }
+            const py::ssize_t rows = rows_of(codes.size(), tree.dimension());
+            return to_numpy(std::move(codes), {rows, static_cast<py::ssize_t>(tree.dimension())});
+          },
+          py::arg("begin"), py::arg("end"));
 }
 
 }  // namespace delfsearch::bindings

@@ -283,17 +283,20 @@ KdTreeArrays build_kdtree(Span<const std::uint8_t> codes, const Quantizer& quant
   return arrays;
 }
 
-std::vector<std::uint8_t> unpack_codes(const KdTreeView& tree) {
+std::vector<std::uint8_t> unpack_codes(const KdTreeView& tree, std::size_t begin, std::size_t end) {
+  if (begin > end || end > tree.n)
+    throw std::invalid_argument("begin and end must be a range of rows");
   const std::size_t d = tree.dimension(), bytes = id_bytes(tree.n);
-  std::vector<std::uint8_t> codes(tree.n * d);
-  for (std::size_t place = 0; place < tree.n; ++place) {
-    std::size_t id = 0;
-    for (std::size_t b = 0; b < bytes; ++b)
-      id |= static_cast<std::size_t>(tree.ids[place * bytes + b]) << (8 * b);
+  std::vector<std::uint8_t> codes((end - begin) * d);
+  std::size_t missing = end - begin;
+  for (std::size_t place = 0; missing > 0 && place < tree.n; ++place) {
+    const std::size_t id = read_id(tree, bytes, place);
+    if (id < begin || id >= end) continue;
+    --missing;
     const std::uint8_t* block = tree.codes.data() +
                                 place / kKdTreeBlock * kKdTreeBlock * padded_dimension(d) +
                                 place % kKdTreeBlock * 4;
-    for (std::size_t j = 0; j < d; ++j) codes[id * d + j] = block[j / 4 * 64 + j % 4];
+    for (std::size_t j = 0; j < d; ++j) codes[(id - begin) * d + j] = block[j / 4 * 64 + j % 4];
   }
   return codes;
 }
@@ -327,9 +330,7 @@ void KdTreeView::check() const {
   std::vector<bool> seen(n, false);
   const std::size_t bytes = id_bytes(n);
   for (std::size_t i = 0; i < n; ++i) {
-    std::size_t id = 0;
-    for (std::size_t b = 0; b < bytes; ++b)
-      id |= static_cast<std::size_t>(ids[i * bytes + b]) << (8 * b);
+    const std::size_t id = read_id(*this, bytes, i);
     require(id < n && !seen[id], "ids must be each row number once");
     seen[id] = true;
   }

@@ -44,14 +44,6 @@ const Kernels& kernels() {
   return chosen;
 }
 
-std::uint32_t read_id(const KdTreeView& tree, std::size_t bytes, std::size_t row) {
-  const std::uint8_t* p = tree.ids.data() + row * bytes;
-  std::uint32_t id = static_cast<std::uint32_t>(p[0]) | static_cast<std::uint32_t>(p[1]) << 8 |
-                     static_cast<std::uint32_t>(p[2]) << 16;
-  if (bytes == 4) id |= static_cast<std::uint32_t>(p[3]) << 24;
-  return id;
-}
-
 // (D, id) as one integer: D >= 0, so its bits order like its value.
 std::uint64_t neighbour_key(float squared_distance, std::uint32_t id) {
   std::uint32_t bits;
@@ -594,6 +586,8 @@ Neighbours search_kdtree(const KdTreeView& tree, Span<const float> queries, std:
   if (d == 0 || queries.size() % d != 0)
     throw std::invalid_argument("the number of query values must be a multiple of the dimension");
   if (k == 0 || max_leaves == 0) throw std::invalid_argument("k and max_leaves must be positive");
+  // m * k must not wrap round.
+  if (k > kMaxRows) throw std::invalid_argument("k must be at most 2^31 - 64");
   const std::size_t m = queries.size() / d;
   Neighbours result;
   result.squared_distances.resize(m * k);

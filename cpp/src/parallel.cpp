@@ -10,7 +10,8 @@
 namespace delfsearch {
 
 int resolve_threads(int n_threads) {
-  if (n_threads >= 1) return n_threads;
+  constexpr int kMost = 1024;  // more only cost memory
+  if (n_threads >= 1) return std::min(n_threads, kMost);
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 

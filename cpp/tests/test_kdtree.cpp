@@ -88,7 +88,14 @@ void test_exhaustive_search(std::size_t n, std::size_t d, std::size_t leaf_size,
   const auto arrays = build_kdtree(codes, quantizer, leaf_size, Splits::kMeans, 2);
   const KdTreeView tree = view_of(arrays, quantizer, n, leaf_size);
   tree.check();
-  CHECK(unpack_codes(tree) == codes);
+  CHECK(unpack_codes(tree, 0, tree.n) == codes);
+  CHECK(unpack_codes(tree, 3, 3).empty());
+  const auto some = unpack_codes(tree, tree.n / 3, tree.n / 2);
+  CHECK(some ==
+        std::vector<std::uint8_t>(codes.begin() + static_cast<std::ptrdiff_t>(tree.n / 3 * d),
+                                  codes.begin() + static_cast<std::ptrdiff_t>(tree.n / 2 * d)));
+  CHECK_THROWS(unpack_codes(tree, 0, tree.n + 1), std::invalid_argument);
+  CHECK_THROWS(unpack_codes(tree, 2, 1), std::invalid_argument);
 
   const auto found = search_kdtree(tree, Q, k, tree.n_leaves(), 1);
   const auto decoded = decode(quantizer, codes);

@@ -132,7 +132,7 @@ def check_n_jobs(n_jobs: int | None) -> int:
     """Turn scikit-learn's n_jobs into a thread count for the core (0 = all cores)."""
     if n_jobs is None:
         return 1
-    jobs = check_integer(n_jobs, "n_jobs", minimum=-1)
+    jobs = check_integer(n_jobs, "n_jobs", minimum=-1, maximum=2**31 - 1)
     if jobs == 0:
         raise ValueError("n_jobs must be -1 (all cores), None (1) or at least 1; got 0")
     return 0 if jobs == -1 else jobs

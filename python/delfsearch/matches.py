@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """Putative matches of one query photo, grouped by database photo, most matches first.
+    """Putative matches of one query photo, grouped by database photo, most votes first.
 
-    image_ids : (c,) int64, the shortlisted database photos; ties in the number of matches are
-        ordered by lower id.
+    image_ids : (c,) int64, the shortlisted database photos; ties are ordered by lower id. DelfIndex
+        says what a vote is.
     offsets : (c + 1,) int64; photo i owns the rows offsets[i]:offsets[i + 1] of the arrays below.
     query_indices, database_indices : (m,) int32, feature number within the query photo and within
         the database photo.

@@ -167,7 +167,8 @@ def test_constant_data_and_one_row():
 @pytest.mark.parametrize("splits", ["means", "axis"])
 def test_recall_rises_with_leaves_and_reaches_the_codes_own(splits):
     X, Q = mixture(8000, 24), mixture(300, 24, seed=0)[:300] + np.float32(0.02)
-    exact = np.argsort(((Q[:, None] - X[None]) ** 2).sum(-1), axis=1)[:, :20]
+    squared = (X.astype(np.float64) ** 2).sum(-1) - 2 * Q.astype(np.float64) @ X.T
+    exact = np.argpartition(squared, 20, axis=1)[:, :20]
     tree = QuantizedKDTree(leaf_size=32, splits=splits).fit(X)
     recalls = []
     for T in (1, 2, 4, 8, 16, 32, 64, 128, tree.n_leaves_):
@@ -196,22 +197,28 @@ def test_results_do_not_depend_on_threads_or_batches(max_leaves):
             assert_same(found, expected)
 
 
+# Of the core alone: importing scikit-learn would take most of the time, once per instruction set.
 _FINGERPRINT = """
-import hashlib, sys
+import hashlib
 import numpy as np
 from delfsearch import _core
-from delfsearch.index.quantized_kdtree import QuantizedKDTree
 hash = hashlib.sha256()
 rng = np.random.default_rng(5)
-for d, leaf_size in ((40, 64), (40, 48), (40, 20), (7, 16), (130, 33), (128, 64)):
+for d, leaf_size, axis in (
+    (40, 64, False), (40, 48, True), (40, 20, False), (7, 16, False), (130, 33, False),
+    (128, 64, False),
+):
     X = (rng.normal(size=(2500, d)) / np.sqrt(1 + np.arange(d))).astype(np.float32)
     X[::5] = X[0]
-    tree = QuantizedKDTree(leaf_size=leaf_size).fit(X)
+    quantizer = _core.fit_quantizer(X, 0.9999)
+    codes = _core.quantize(*quantizer, X)
+    arrays = _core.build_kdtree(*quantizer, codes, leaf_size, axis, 1)
+    tree = _core.KdTreeView(len(X), leaf_size, *quantizer, *arrays, check=True)
     Q = np.concatenate([X[:150] + np.float32(0.05), X[:20], 100 * X[20:40]])
-    for array in tree.arrays().values():
+    for array in (*quantizer, codes, *arrays):
         hash.update(array.tobytes())
     for k, T in ((1, 1), (64, 5), (64, 30), (300, 10**6)):
-        for array in tree.query(Q, k=k, max_leaves=T):
+        for array in tree.search(Q, k, T, 1):
             hash.update(array.tobytes())
 print(_core.simd(), hash.hexdigest())
 """
@@ -253,6 +260,24 @@ def test_any_layout_of_the_same_numbers_gives_the_same_answer(variant):
     assert_same(tree.query(variant(Q), k=5, max_leaves=3), expected)
 
 
+def test_more_leaves_than_any_integer_holds_are_all_leaves():
+    tree = QuantizedKDTree(leaf_size=8).fit(mixture(60, 6))
+    Q = mixture(3, 6, seed=2)
+    assert_same(tree.query(Q, k=99, max_leaves=2**80), tree.query(Q, k=99, max_leaves=8))
+
+
+def test_codes_of_some_rows():
+    X = mixture(700, 10)
+    tree = QuantizedKDTree(leaf_size=16).fit(X)
+    codes = tree.quantizer_.quantize(X)
+    for start, stop in ((0, 700), (0, 1), (699, 700), (123, 456), (700, 700), (5, 5)):
+        np.testing.assert_array_equal(tree.codes(start, stop), codes[start:stop])
+    np.testing.assert_array_equal(tree.codes(690), codes[690:])
+    for start, stop in ((0, 701), (-1, 5), (6, 5)):
+        with pytest.raises(ValueError, match=r"start|stop"):
+            tree.codes(start, stop)
+
+
 def test_no_queries_give_empty_results():
     distances, ids = QuantizedKDTree().fit(mixture(50, 6)).query(np.zeros((0, 6)), k=5)
     assert distances.shape == ids.shape == (0, 5)
@@ -270,6 +295,9 @@ def test_no_queries_give_empty_results():
         (np.array([["a"] * 6]), {}, "numeric"),
         (np.zeros((1, 6)), {"k": 0}, "k must be at least 1"),
         (np.zeros((1, 6)), {"max_leaves": 0}, "max_leaves must be at least 1"),
+        # Two rows of 2**63 neighbours each would wrap round to none.
+        (np.zeros((2, 6)), {"k": 2**63}, "k must be at most"),
+        (np.zeros((2, 6)), {"k": 2**70}, "k must be at most"),
     ],
 )
 def test_bad_queries_are_refused(Q, options, message):

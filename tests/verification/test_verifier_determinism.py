@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -63,27 +64,43 @@ def test_the_seed_matters_and_repeats():
     assert len(others) > 1
 
 
-def test_every_instruction_set_gives_the_same_bytes():
-    program = (
-        "from test_verifier_determinism import digest, mixed_matches, Verifier\n"
-        "from delfsearch import _core\n"
-        "found = [digest(Verifier(max_error=e, min_separation=s, max_rotation=r)"
-        ".verify_all(mixed_matches(1, 120)))"
-        " for e, s, r in ((20., 1., 180.), (6., 0., 45.), (12., 9., 180.))]\n"
-        "print(_core.simd(), *found)\n"
-    )
-    here = os.path.dirname(os.path.abspath(__file__))
-    results = {}
-    for name in ("scalar", "avx2", "avx512", "neon", ""):
-        paths = [here, *sys.path]
-        env = {**os.environ, "DELFSEARCH_SIMD": name, "PYTHONPATH": os.pathsep.join(paths)}
-        run = subprocess.run(
-            [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False
-        )
+# Of the core alone: importing scikit-learn would take most of the time, once per instruction set.
+_PROGRAM = """
+import hashlib, json, sys
+import numpy as np
+from delfsearch import _core
+arrays = dict(np.load(sys.argv[1]))
+print(_core.simd())
+for options in json.loads(sys.argv[2]):
+    sha = hashlib.sha256()
+    for array in _core.ransac_affine(**arrays, **options)[:4]:
+        sha.update(array.tobytes())
+    print(sha.hexdigest())
+"""
+
+
+def test_every_instruction_set_gives_the_same_bytes(tmp_path):
+    matches = mixed_matches(1, 120)
+    verifiers = [
+        Verifier(max_error=20.0, min_separation=1.0),
+        Verifier(max_error=6.0, min_separation=0.0, max_rotation=45.0),
+        Verifier(max_error=12.0, min_separation=9.0),
+    ]
+    expected = [digest(verifier.verify_all(matches)) for verifier in verifiers]
+    names = ("query_xy", "database_xy", "squared_distances", "offsets")
+    arrays = {name: getattr(matches, name) for name in names}
+    np.savez(tmp_path / "matches.npz", ids=matches.image_ids, **arrays)
+    options = json.dumps([verifier._options() for verifier in verifiers])
+    command = [sys.executable, "-c", _PROGRAM, str(tmp_path / "matches.npz"), options]
+    used = set()
+    for name in ("scalar", "avx2", "avx512", "neon"):
+        path = os.pathsep.join(filter(None, sys.path))
+        env = {**os.environ, "DELFSEARCH_SIMD": name, "PYTHONPATH": path}
+        run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         if run.returncode and "DELFSEARCH_SIMD must be" in run.stderr:
             continue  # not a set of this processor
         assert run.returncode == 0, run.stderr
-        used, *digests = run.stdout.split()
-        results[used] = digests
-    assert "scalar" in results
-    assert len({tuple(digests) for digests in results.values()}) == 1
+        simd, *digests = run.stdout.split()
+        assert simd == name and digests == expected
+        used.add(simd)
+    assert "scalar" in used

@@ -8,7 +8,7 @@
 
 namespace delfsearch {
 
-// n_threads < 1 means all hardware threads.
+// n_threads < 1 means all hardware threads; more than 1024 mean 1024.
 int resolve_threads(int n_threads);
 
 // Calls body(task, thread) for every task in [0, n_tasks); tasks are handed out one at a time in

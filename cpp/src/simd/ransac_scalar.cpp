@@ -15,7 +15,7 @@ using F = float;
 struct U {
   std::uint32_t v;
 };
-using Bits = bool;
+using Bits = std::uint32_t;  // 0 or 1
 
 DELFSEARCH_INLINE F root(F a) { return std::sqrt(a); }
 DELFSEARCH_INLINE F broadcast(float a) { return a; }
@@ -37,7 +37,7 @@ DELFSEARCH_INLINE U to_integer(F a) {
 DELFSEARCH_INLINE U broadcast_u(std::uint32_t a) { return {a}; }
 DELFSEARCH_INLINE U count_from(std::uint32_t a) { return {a}; }
 
-DELFSEARCH_INLINE Bits at_most(F a, F b) { return a <= b; }
+DELFSEARCH_INLINE Bits at_most(F a, F b) { return a <= b ? 1u : 0u; }
 DELFSEARCH_INLINE std::uint32_t to_bits(Bits a) { return a; }
 DELFSEARCH_INLINE int count_bits(std::uint64_t a) {
   return static_cast<int>(std::bitset<64>(a).count());

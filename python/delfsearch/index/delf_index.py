@@ -336,10 +336,11 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         """Return the features of a photo, descriptors decoded from their 8-bit codes (float32)."""
         record = self.image(image_id)
         segment, at = self._segments.locate(record.id)
-        rows = slice(int(segment.offsets[at]), int(segment.offsets[at + 1]))
+        start, stop = int(segment.offsets[at]), int(segment.offsets[at + 1])
+        rows = slice(start, stop)
         descriptors = np.zeros((0, self.dimension_), np.float32)
         if segment.tree is not None:
-            descriptors = segment.tree.quantizer_.decode(segment.tree.codes()[rows])
+            descriptors = segment.tree.quantizer_.decode(segment.tree.codes(start, stop))
         try:
             return LocalFeatures(
                 keypoints_xy=segment.keypoints_xy[rows],

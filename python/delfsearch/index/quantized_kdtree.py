@@ -30,6 +30,8 @@ _DTYPES = {
     "leaf_codes": np.dtype("u1"),
     "leaf_norms": np.dtype("<f4"),
 }
+# As in kdtree.hpp.
+_MAX_ROWS = 2**31 - 64
 _TREE_ARRAYS = ("codes", "norms", "ids", "leaf_codes", "leaf_norms")
 
 
@@ -146,7 +148,7 @@ class QuantizedKDTree(BaseEstimator):  # type: ignore[misc]
 
         X : (m, d) float32 of the fitted dimension d, values within +-1e16. Batches of hundreds,
             such as all descriptors of a photo, are several times faster per descriptor than one.
-        k : neighbours per descriptor, 1 or more.
+        k : neighbours per descriptor, 1 to 2^31 - 64.
         max_leaves : leaves visited per descriptor (T in the paper), best bin first; None means
             the constructor's. n_leaves_ or more visits all: brute force over the codes.
         Returns squared_distances (m, k) float32, between X and the decoded codes, rising, +inf
@@ -157,9 +159,9 @@ class QuantizedKDTree(BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         queries = check_descriptors(X, "X", n_columns=self.n_features_in_)
-        k = check_integer(k, "k", minimum=1)
+        k = check_integer(k, "k", minimum=1, maximum=_MAX_ROWS)
         leaves = self.max_leaves if max_leaves is None else max_leaves
-        leaves = check_integer(leaves, "max_leaves", minimum=1)
+        leaves = min(check_integer(leaves, "max_leaves", minimum=1), self.n_leaves_)
         found: tuple[NDArray[np.float32], NDArray[np.int64]] = self._view.search(
             queries, k, leaves, check_n_jobs(self.n_jobs)
         )
@@ -170,10 +172,18 @@ class QuantizedKDTree(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         return self._n_rows
 
-    def codes(self) -> NDArray[np.uint8]:
-        """Return the (n, d) uint8 codes in the row order of fit, removed rows included."""
+    def codes(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
+        """Return the uint8 codes of rows start to stop of fit, in their order, removed ones too.
+
+        start, stop : 0 <= start <= stop <= n; None means n. A few rows cost about 2 ms
+            per million rows of the tree and read no codes but their own.
+        Returns (stop - start, d). Raises ValueError where the range is not within the rows.
+        """
         check_is_fitted(self)
-        return self._view.unpack_codes()
+        stop = self._n_rows if stop is None else stop
+        stop = check_integer(stop, "stop", minimum=0, maximum=self._n_rows)
+        start = check_integer(start, "start", minimum=0, maximum=stop)
+        return self._view.unpack_codes(start, stop)
 
     def remove(self, rows: Any) -> None:
         """Keep rows from ever being returned again.

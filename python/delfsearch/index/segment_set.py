@@ -18,6 +18,7 @@ from delfsearch.errors import IndexFormatError
 from delfsearch.index.aggregation import View
 from delfsearch.index.segment import Segment, TreeOptions, build_segment, merge_segments
 from delfsearch.storage import tables
+from delfsearch.storage.arrays import array_bytes
 from delfsearch.storage.records import ImageRecord
 from delfsearch.storage.store import IndexStore
 
@@ -143,12 +144,12 @@ class SegmentSet:
         tree = keypoints = values = mapped = 0
         photos = self.view.nbytes
         for segment in self.view.segments:
-            tree += 0 if segment.tree is None else _bytes(segment.tree.arrays())
+            tree += 0 if segment.tree is None else array_bytes(segment.tree.arrays())
             keypoints += segment.keypoints_xy.nbytes
             values += segment.scores.nbytes + segment.scales.nbytes
             photos += segment.image_ids.nbytes + segment.offsets.nbytes
             if self.store.is_stored(segment.folder):
-                mapped += _bytes(self.store.arrays(segment.folder))
+                mapped += array_bytes(self.store.arrays(segment.folder))
         n_rows = max(1, sum(segment.n_rows for segment in self.view.segments))
         total = tree + keypoints + values + photos
         return {
@@ -161,7 +162,3 @@ class SegmentSet:
             "tree_bytes_per_descriptor": tree / n_rows,
             "bytes_per_descriptor": total / n_rows,
         }
-
-
-def _bytes(arrays: Mapping[str, NDArray[Any]]) -> int:
-    return sum(array.nbytes for array in arrays.values())

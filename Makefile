@@ -23,6 +23,9 @@ $(VENV)/made:
 	$(BIN)/python -m pip install -q --upgrade pip
 	@touch $@
 
+# Where cmake, ctest and ninja come from, whatever the machine has.
+WITH_TOOLS := PATH="$(CURDIR)/$(BIN):$$PATH"
+
 # The package itself, editable: Python edits are live, a change to the core reinstalls.
 $(VENV)/installed: $(VENV)/made constraints.txt $(CORE_SOURCES)
 	$(PIP) -e ".[test,demo]"
@@ -43,11 +46,14 @@ test-simd: $(VENV)/installed
 	  tests/extraction/test_nms.py
 
 test-cpp: $(VENV)/installed
-	$(PIP) ninja pybind11 cmeel-eigen napf
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/cpp -G Ninja -DDELFSEARCH_BUILD_PYTHON=OFF \
+	$(PIP) cmake ninja cmeel-eigen napf
+	$(WITH_TOOLS) cmake -S . -B build/cpp -G Ninja -DDELFSEARCH_BUILD_PYTHON=OFF \
 	  -DDELFSEARCH_BUILD_TESTS=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/cpp
-	ctest --test-dir build/cpp --output-on-failure
+	$(WITH_TOOLS) cmake --build build/cpp
+	$(WITH_TOOLS) ctest --test-dir build/cpp --output-on-failure
+
+# Without PHOTOS the benchmarks look at DELFSEARCH_PHOTOS.
+AT_PHOTOS := $(if $(PHOTOS),--photos "$(PHOTOS)")
 
 $(VENV)/bench: $(VENV)/installed
 	$(PIP) -e ".[bench]"
@@ -55,13 +61,13 @@ $(VENV)/bench: $(VENV)/installed
 
 bench: $(VENV)/bench
 	@mkdir -p $(OUT)
-	$(BIN)/python benchmarks/neighbors.py --photos "$(PHOTOS)" --json $(OUT)/neighbors.json
-	$(BIN)/python benchmarks/verification.py --photos "$(PHOTOS)" --json $(OUT)/verification.json
-	$(BIN)/python benchmarks/extraction.py --photos "$(PHOTOS)" --json $(OUT)/extraction.json
+	$(BIN)/python benchmarks/neighbors.py $(AT_PHOTOS) --json $(OUT)/neighbors.json
+	$(BIN)/python benchmarks/verification.py $(AT_PHOTOS) --json $(OUT)/verification.json
+	$(BIN)/python benchmarks/extraction.py $(AT_PHOTOS) --json $(OUT)/extraction.json
 
 quality: $(VENV)/bench
 	@mkdir -p $(OUT)
-	$(BIN)/python benchmarks/quality.py --photos "$(PHOTOS)" --json $(OUT)/quality.json
+	$(BIN)/python benchmarks/quality.py $(AT_PHOTOS) --json $(OUT)/quality.json
 
 $(VENV)/lint: $(VENV)/installed
 	$(PIP) -e ".[lint]"
@@ -76,9 +82,8 @@ lint: $(VENV)/lint
 
 # Address, undefined-behaviour and thread sanitizers over the C++ tests.
 sanitize: $(VENV)/installed
-	$(PIP) ninja cmeel-eigen napf
-	for sanitizer in address,undefined thread; do \
-	  PATH="$(CURDIR)/$(BIN):$$PATH"; export PATH; \
+	$(PIP) cmake ninja cmeel-eigen napf
+	export $(WITH_TOOLS); for sanitizer in address,undefined thread; do \
 	  cmake -S . -B build/$$sanitizer -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	    -DDELFSEARCH_BUILD_PYTHON=OFF -DDELFSEARCH_BUILD_TESTS=ON \
 	    -DDELFSEARCH_SANITIZE=$$sanitizer -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python && \

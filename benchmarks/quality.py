@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -190,7 +191,14 @@ def evaluate(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--photos", type=Path, required=True, help="folder with ground truth")
+    default = os.environ.get("DELFSEARCH_PHOTOS")
+    parser.add_argument(
+        "--photos",
+        type=Path,
+        default=default,
+        required=default is None,
+        help="folder with ground truth",
+    )
     parser.add_argument("--cache", type=Path, default=Path("out/features"))
     parser.add_argument("--systems", default="delf:0.25-1,delf:0.25-2,rootsift")
     parser.add_argument("--precision", default="auto")

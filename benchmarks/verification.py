@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -267,7 +268,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument(
-        "--photos", default="", help="a folder with photos.csv and ground_truth.json"
+        "--photos",
+        default=os.environ.get("DELFSEARCH_PHOTOS", ""),
+        help="a folder with photos.csv and ground_truth.json",
     )
     parser.add_argument("--threads", type=int, default=1, help="of delfsearch; peers have one")
     parser.add_argument("--queries", type=int, default=8, help="synthetic queries")

@@ -5,12 +5,12 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <stdexcept>
 
 #include "delfsearch/cpu.hpp"
 #include "delfsearch/kdtree.hpp"
 #include "delfsearch/parallel.hpp"
+#include "kdtree_plan.hpp"
 #include "simd/kdtree_kernels.hpp"
 
 namespace delfsearch {
@@ -19,17 +19,19 @@ namespace {
 using kdtree::FilterHead;
 using kdtree::Group;
 using kdtree::Kernels;
+using kdtree::kGroupRows;
+using kdtree::Plan;
 using kdtree::Query;
+using kdtree::Scratch;
+using kdtree::Slack;
 using kdtree::Survivor;
+using kdtree::Workspace;
 
-constexpr std::size_t kGroupRows = 64;     // rows that a kernel call scans
 constexpr std::size_t kRankTogether = 16;  // queries whose leaf scores fit the cache together
 constexpr std::size_t kMaxBatch = 1024;    // queries that share one pass over the leaves
 constexpr std::size_t kMaxScores = std::size_t{1} << 22;
 constexpr std::size_t kMaxPending = std::size_t{1} << 25;  // rows kept by all queries of a batch
 constexpr std::size_t kMaxPairs = std::size_t{1} << 21;
-constexpr std::size_t kPendingSlack = 256;  // least rows beyond k between two choices
-constexpr std::size_t kFirstLooks = 192;    // rows beyond k scanned for a first limit
 constexpr std::size_t kCacheLine = 64;
 constexpr float kUnlimited = std::numeric_limits<float>::max();
 
@@ -65,97 +67,6 @@ inline void prefetch(const void* address) {
   (void)address;
 #endif
 }
-
-// What a search needs of the tree beside its arrays, once per call.
-struct Plan {
-  const KdTreeView& tree;
-  std::size_t d, d4, k, max_leaves, n_leaves, leaf_blocks;
-  std::size_t first_leaves;   // scanned first, query by query, to have a limit for the others
-  std::size_t leaves_ranked;  // best leaves that are asked for
-  std::size_t capacity;       // of a query's pending list
-  bool exhaustive;
-  std::vector<double> middle, inverse_step;
-  double largest_norm = 0;  // of any code at all
-  double typical_norm = 0;
-
-  Plan(const KdTreeView& view, std::size_t k_, std::size_t max_leaves_)
-      : tree(view),
-        d(view.dimension()),
-        d4(padded_dimension(view.dimension()) / 4),
-        k(std::min(k_, view.n)),
-        max_leaves(std::min(max_leaves_, view.n_leaves())),
-        n_leaves(view.n_leaves()),
-        leaf_blocks(padded_rows(n_leaves) / kKdTreeBlock),
-        capacity(k + std::max(k, kPendingSlack) + kGroupRows),
-        exhaustive(max_leaves == n_leaves),
-        middle(d),
-        inverse_step(d) {
-    first_leaves = std::min(max_leaves, (k + kFirstLooks + view.leaf_size - 1) / view.leaf_size);
-    leaves_ranked = exhaustive ? first_leaves : max_leaves;
-    for (std::size_t i = 0; i < d; ++i) {
-      const double step = static_cast<double>(view.step[i]);
-      middle[i] = static_cast<double>(view.lower[i]) + 128.0 * step;
-      inverse_step[i] = step > 0 ? 1.0 / step : 0.0;
-      largest_norm += 128.0 * step * 128.0 * step;
-    }
-    // Any positive value is right; one near the norms makes the filter sharp.
-    std::size_t counted = 0;
-    const std::size_t stride = std::max<std::size_t>(1, n_leaves / 64);
-    for (std::size_t leaf = 0; leaf < n_leaves; leaf += stride) {
-      typical_norm += static_cast<double>(view.leaf_norms[leaf]);
-      ++counted;
-    }
-    typical_norm = std::max(typical_norm / static_cast<double>(counted), largest_norm * 1e-6);
-  }
-};
-
-// Memory whose contents start undefined: most of it is never touched, and zeroing it would show.
-template <typename T>
-class Scratch {
- public:
-  // Discards the contents.
-  void resize(std::size_t n) {
-    if (n > size_) data_.reset(new T[n]);
-    size_ = std::max(size_, n);
-  }
-  std::size_t bytes() const { return size_ * sizeof(T); }
-  T* data() { return data_.get(); }
-  T& operator[](std::size_t i) { return data_[i]; }
-  const T& operator[](std::size_t i) const { return data_[i]; }
-
- private:
-  std::unique_ptr<T[]> data_;
-  std::size_t size_ = 0;
-};
-
-struct Slack {
-  double divisor, added, rounding;
-};
-
-// What a thread works in. The caller's own outlives the call: fresh pages for every photo would
-// cost a tenth of its search.
-struct Workspace {
-  static constexpr std::size_t kKeptBytes = std::size_t{64} << 20;
-
-  Scratch<Query> queries;
-  Scratch<float> base;  // sum r^2, what P lacks to be the distance
-  Scratch<Slack> slack;
-  Scratch<std::int8_t> bytes;
-  Scratch<std::int16_t> fine;
-  Scratch<float> pending;
-  Scratch<std::uint32_t> pending_row;
-  Scratch<std::uint8_t> record_bytes;
-  Scratch<Survivor> survivors;
-  Scratch<double> v;
-  Scratch<float> scores, values;
-  Scratch<std::uint32_t> leaves, wanted, members, starts;
-
-  void drop_if_large() {
-    if (pending.bytes() + pending_row.bytes() + scores.bytes() + wanted.bytes() + members.bytes() >
-        kKeptBytes)
-      *this = Workspace();
-  }
-};
 
 // The state of one group of queries; memory is reused from group to group of a thread.
 class Batch {
@@ -597,8 +508,11 @@ Neighbours search_kdtree(const KdTreeView& tree, Span<const float> queries, std:
   const Plan plan(tree, k, max_leaves);
   const auto threads = static_cast<std::size_t>(resolve_threads(n_threads));
   std::size_t batch = std::min(kMaxBatch, (m + threads - 1) / threads);
-  if (!plan.exhaustive)
-    batch = std::min(batch, std::max(kRankTogether, kMaxPairs / plan.max_leaves));
+  if (!plan.exhaustive) {
+    // Pairs of a query and a leaf are counted in 32 bits.
+    const std::size_t most = std::numeric_limits<std::uint32_t>::max() / plan.max_leaves;
+    batch = std::min({batch, most, std::max(kRankTogether, kMaxPairs / plan.max_leaves)});
+  }
   batch = std::max<std::size_t>(1, std::min(batch, kMaxPending / plan.capacity));
   const std::size_t n_batches = (m + batch - 1) / batch;
   parallel_for(n_batches, n_threads, [&](std::size_t task, int) {

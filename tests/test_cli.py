@@ -182,6 +182,22 @@ def test_add_and_remove(capsys, own_index, photos, tmp_path):
     assert f"photos       {N_PHOTOS}," in out  # all or none
 
 
+def test_add_says_again_why_a_photo_is_left_out(capsys, own_index, photos, tmp_path):
+    (tmp_path / "broken.png").write_text("no")
+    for _ in range(2):
+        code, out, err = run(capsys, "add", own_index, tmp_path / "broken.png", "--quiet")
+        assert code == 2 and "0 photos added" in out
+        assert "1 file could not be used" in err and "broken.png" in err
+    command = ("add", own_index, tmp_path / "broken.png", photos / "photo0.png", "--quiet")
+    assert run(capsys, *command)[0] == 0  # one could be read
+
+
+def test_a_wrong_folder_is_refused_before_the_network_is_loaded(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("delfsearch.cli.index_commands.make_extractor", None)
+    code, _, err = run(capsys, "index", tmp_path / "absent", tmp_path / "i")
+    assert code == 2 and err.count("\n") == 1 and "does not exist" in err
+
+
 def test_info(capsys, index_folder, photos):
     code, out, _ = run(capsys, "info", index_folder, "--check")
     assert code == 0
@@ -235,6 +251,7 @@ def test_weights_lists_what_is_known_and_where(capsys, monkeypatch, tmp_path):
         ("query {index} {photos}/photo0.png --box 900,900,950,950", "box must lie in"),
         ("query {index} {photos}/photo0.png --min-inliers 1", "min_inliers"),
         ("index {tmp}/absent {tmp}/i", "does not exist"),
+        ("index {photos}/photo0.png {tmp}/i", "is no folder"),
         ("index {tmp} {tmp}/i", "found none"),
         ("index {photos} {tmp}/i --labels {photos}/notes.txt", "columns path and label"),
         ("index {photos} {tmp}/i --labels {tmp}/absent.csv", "No such file"),
@@ -243,7 +260,7 @@ def test_weights_lists_what_is_known_and_where(capsys, monkeypatch, tmp_path):
         ("index {photos} {tmp}/i --score attention", "attention"),
         ("add {index} {tmp}/empty", "found no photos in"),
         ("info {tmp}/absent", "is not an index"),
-        ("remove {index} 4242", "4242"),
+        ("remove {index} 4242", "error: no photo with id 4242 in the index"),
         ("scores {photos}/broken.jpg --plot {tmp}/x.png", "broken.jpg"),
         ("demo --photos {photos}", "go together"),
         ("weights --archive x.tgz", "give both"),

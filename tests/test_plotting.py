@@ -111,6 +111,8 @@ def test_ranked_refuses_what_does_not_fit():
         plotting.plot_ranked(a_photo(9, 9), [a_hit()], relevant=[])
     with pytest.raises(ValueError, match="no path"):
         plotting.plot_ranked(a_photo(9, 9), [a_hit(path=None)])
+    with pytest.raises(ValueError, match=r"photo_of=search\.path_of"):
+        plotting.plot_ranked(a_photo(9, 9), [a_hit(path="not/there.jpg")])
     with pytest.raises(ValueError, match="n_shown"):
         plotting.plot_ranked(a_photo(9, 9), [], n_shown=0)
 

@@ -259,6 +259,17 @@ def test_photos_outside_the_root_keep_their_whole_path(search, tmp_path):
     assert search.remove([outside[0], 7]) == [6, 7]
 
 
+def test_one_photo_where_a_list_is_meant_is_refused(search, folder):
+    photo = folder / search.index_.image(0).path
+    for one in (photo, str(photo), np.zeros((50, 50, 3), np.uint8)):
+        with pytest.raises(TypeError, match=r"must be a list of photos; got one .* Pass \[photo\]"):
+            search.query_many(one)
+    for one in (photo, str(photo), 3, np.int64(3)):
+        with pytest.raises(TypeError, match="must be a list of photos; got one"):
+            search.remove(one)
+    assert len(search) == 6
+
+
 def test_remove_by_id_or_path_all_or_none(search, folder, tmp_path):
     name = names(search)[1]
     with pytest.raises(KeyError, match="no photo with id 77"):

@@ -1,7 +1,8 @@
 """Pictures of what was found: match lines, keypoint scores, ranked answers (needs matplotlib).
 
 Every function draws into an Axes that it is given, or else into a Figure of its own with the Agg
-canvas: pyplot, its global state and its windows stay out of it. Keypoints are in pixels of the
+canvas: pyplot, its global state and its windows stay out of it. (In a notebook end the cell with
+the figure, ``ax.figure``, after ``%matplotlib inline``.) Keypoints are in pixels of the
 original photo whatever the size at which a photo is drawn.
 """
 
@@ -143,7 +144,8 @@ def plot_ranked(
     hits : the answers, best first; may be empty ("no match").
     relevant : for each hit, whether it is right; no frames if omitted.
     n_shown : at most so many answers are drawn.
-    photo_of : function from a Hit to its photo; opens ``hit.path`` if omitted.
+    photo_of : function from a Hit to its photo, as ImageSearch.path_of; ``hit.path`` is opened, as
+        a path from the working directory, if omitted.
     Returns the matplotlib Figure. Raises ImportError without matplotlib, PhotoError, ValueError.
     Source: Fig. 5, 6.
     """
@@ -161,6 +163,11 @@ def plot_ranked(
     for rank, (hit, panel) in enumerate(zip(shown, axes[1:])):
         if photo_of is None and hit.path is None:
             raise ValueError(f"hit {hit.id} has no path; pass photo_of to say where its photo is")
+        if photo_of is None and not os.path.exists(str(hit.path)):
+            raise ValueError(
+                f"hit {hit.id} has the path {hit.path!r}, which is not there; pass "
+                "photo_of=search.path_of, which knows the folder that paths are relative to"
+            )
         frame = None if relevant is None else (_GREEN if relevant[rank] else _RED)
         label = f"{rank + 1}: score {hit.score:g}"
         label += "" if hit.label is None else f"\n{hit.label}"

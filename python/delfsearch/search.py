@@ -160,6 +160,7 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
         Raises KeyError that names the first one that is not in the index.
         """
         self._check_fitted()
+        _refuse_one(photos)
         ids = list(dict.fromkeys(self._id_of(photo) for photo in photos))
         self.index_.remove(ids)
         if self.index_.path is not None:
@@ -210,6 +211,7 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
         boxes, exclude_ids : one entry for each photo, or None.
         """
         self._check_fitted()
+        _refuse_one(photos)
         photos = list(photos)
         if top is not None:
             check_integer(top, "top", minimum=1)
@@ -451,6 +453,15 @@ def _list(
         if labels is None and folder.labels:
             labels = {os.fspath(folder.root / path): name for path, name in folder.labels.items()}
     return list_photos(photos, labels, root)
+
+
+def _refuse_one(photos: Any) -> None:
+    # A string is a list of its letters, and an array one of its rows.
+    one = (str, bytes, os.PathLike, int, np.integer, LocalFeatures)
+    if isinstance(photos, one) or (isinstance(photos, np.ndarray) and photos.ndim < 4):
+        raise TypeError(
+            f"photos must be a list of photos; got one {type(photos).__name__}. Pass [photo]"
+        )
 
 
 def _settings(

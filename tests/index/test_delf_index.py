@@ -285,6 +285,7 @@ def test_metadata_has_columns_for_what_it_knows():
 @pytest.mark.parametrize(
     ("metadata", "error", "text"),
     [
+        (["a.jpg"], TypeError, "one mapping per photo"),
         ([{"path": 3}], TypeError, "path must be a string"),
         ([{"latitude": 91}], ValueError, "latitude must be at most 90"),
         ([{"x": object()}], ValueError, "JSON"),
@@ -347,6 +348,11 @@ def test_bad_input_is_refused_by_name(photos, query):
         index.query(query.descriptors)
     with pytest.raises(TypeError, match="must be LocalFeatures; got ndarray"):
         index.add([query.descriptors])
+    for call in (index.add, index.query_many, DelfIndex().fit, lambda f: index.update([0], f)):
+        with pytest.raises(TypeError, match=r"Pass \[features\]"):
+            call(query)
+        with pytest.raises(TypeError, match="list of LocalFeatures; got int"):
+            call(3)
     with pytest.raises(ValueError, match="at least one photo"):
         DelfIndex().fit([])
     with pytest.raises(ValueError, match="distinct"):

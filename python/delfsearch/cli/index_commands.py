@@ -14,6 +14,7 @@ from PIL import Image
 
 from delfsearch.cli.common import (
     EXIT_CHECK_FAILED,
+    EXIT_ERROR,
     EXIT_OK,
     CommandError,
     add_extractor_options,
@@ -26,6 +27,7 @@ from delfsearch.cli.common import (
 )
 from delfsearch.cli.output import answer, counted, format_bytes, say
 from delfsearch.cli.progress import ShownProgress, format_seconds
+from delfsearch.storage.photo_files import name_of, printable
 
 
 def add_parsers(commands: Any) -> None:
@@ -55,7 +57,13 @@ def add_parsers(commands: Any) -> None:
     add_progress_options(parser)
     parser.set_defaults(run=_index)
 
-    parser = commands.add_parser("add", help="add photos to an index")
+    parser = commands.add_parser(
+        "add",
+        help="add photos to an index",
+        description="Add photos to an index. Photos that are in it already are passed over, or "
+        "replaced where the file has changed. Photos that cannot be read are listed at the end "
+        "with the reason and do not stop the rest (exit code 0 if at least one could be).",
+    )
     parser.add_argument("index", metavar="INDEX")
     parser.add_argument("photos", metavar="PHOTO", nargs="+", help="photo, or folder of photos")
     parser.add_argument("--labels", metavar="FILE.csv", help="as for index; paths as given here")
@@ -85,6 +93,9 @@ def _index(arguments: argparse.Namespace) -> int:
     from delfsearch.search import ImageSearch
 
     labels = None if arguments.labels is None else read_labels(arguments.labels)
+    if not os.path.isdir(arguments.photos):  # said now, not after the weights are loaded
+        problem = "is no folder" if os.path.exists(arguments.photos) else "does not exist"
+        raise CommandError(f"PHOTOS must be a folder; {arguments.photos} {problem}")
     extractor = make_extractor(arguments)
     if arguments.pca == "general":
         extractor.get_state()  # says so where the weights have none
@@ -117,21 +128,22 @@ def _add(arguments: argparse.Namespace) -> int:
             raise CommandError(f"found no photos in {photo}")
         files += found
     search = load_search(arguments)
-    before = {path for path, _ in search.skipped_ + search.duplicates_}
     if not arguments.quiet:
         _say_expected_time(search.extractor_, files, arguments)
     with ShownProgress(progress_interval(arguments), "the same command adds the rest") as progress:
         ids = search.add(files, labels, progress=progress)
-    new = [
-        [entry for entry in group if entry[0] not in before]
+    # What earlier commands left out is not this one's affair, unless it was given again.
+    given = {printable(name_of(file, search.photo_root_)) for file in files}
+    skipped, duplicates = (
+        [entry for entry in group if entry[0] in given]
         for group in (search.skipped_, search.duplicates_)
-    ]
-    _say_left_out(*new)
+    )
+    _say_left_out(skipped, duplicates)
     answer(
         f"{arguments.index}: {counted(len(ids), 'photo')} added or changed, {len(search)} in all, "
         f"{format_seconds(progress.seconds)}"
     )
-    return EXIT_OK
+    return EXIT_ERROR if len(skipped) == len(given) else EXIT_OK
 
 
 def _remove(arguments: argparse.Namespace) -> int:
@@ -143,7 +155,10 @@ def _remove(arguments: argparse.Namespace) -> int:
         int(photo) if photo.isdecimal() and not os.path.exists(photo) else photo
         for photo in arguments.photos
     ]
-    ids = search.remove(photos)
+    try:
+        ids = search.remove(photos)
+    except KeyError as error:  # its text, without the quotes of str(KeyError)
+        raise CommandError(str(error.args[0])) from None
     answer(f"{arguments.index}: {counted(len(ids), 'photo')} removed, {len(search)} left")
     return EXIT_OK
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,18 @@ def check_features(features: Any, name: str) -> LocalFeatures:
     if not isinstance(features, LocalFeatures):
         raise TypeError(f"{name} must be LocalFeatures; got {type(features).__name__}")
     return features
+
+
+def check_photos(features: Any) -> list[LocalFeatures]:
+    """Return features as a list with one LocalFeatures a photo."""
+    if isinstance(features, LocalFeatures):
+        raise TypeError(
+            "features must be a list with one LocalFeatures per photo; got one LocalFeatures. "
+            "Pass [features]"
+        )
+    if not isinstance(features, Iterable):
+        raise TypeError(f"features must be a list of LocalFeatures; got {type(features).__name__}")
+    return [check_features(photo, "features") for photo in features]
 
 
 def as_ids(ids: Any, name: str, n: int | None = None) -> NDArray[np.int64]:

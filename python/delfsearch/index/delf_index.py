@@ -21,7 +21,7 @@ from delfsearch._validation import (
 )
 from delfsearch.errors import IndexFormatError
 from delfsearch.features import LocalFeatures
-from delfsearch.index.checks import as_ids, check_features, check_ids, dimension_of
+from delfsearch.index.checks import as_ids, check_ids, check_photos, dimension_of
 from delfsearch.index.segment import TreeOptions, pack
 from delfsearch.index.segment_set import SegmentSet
 from delfsearch.matches import Matches
@@ -102,7 +102,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         Returns self. Raises ValueError where there is no photo, dimensions differ or ids repeat.
         """
         self._check_parameters()
-        photos = [check_features(f, "features") for f in features]
+        photos = check_photos(features)
         if not photos:
             raise ValueError("features must hold at least one photo; got none")
         image_ids = check_ids(ids, len(photos), "ids") if ids is not None else range(len(photos))
@@ -129,7 +129,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         that was ever used, because ids are never used twice.
         """
         self._check_ready()
-        photos = [check_features(f, "features") for f in features]
+        photos = check_photos(features)
         next_id = self._next_id()
         if ids is None:
             image_ids = np.arange(next_id, next_id + len(photos), dtype=np.int64)
@@ -159,7 +159,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         Raises KeyError where an id is not in the index.
         """
         self._check_ready()
-        photos = [check_features(f, "features") for f in features]
+        photos = check_photos(features)
         image_ids = check_ids(ids, len(photos), "ids")
         old = [self.image(int(image_id)) for image_id in image_ids]
         if metadata is None:
@@ -243,7 +243,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         candidates = check_integer(candidates, "max_candidates", minimum=1)
         if len(self) == 0:
             raise ValueError("the index holds no photo; add some before querying it")
-        photos = [check_features(f, "features") for f in features]
+        photos = check_photos(features)
         descriptors = [self._check_descriptors(f) for f in photos]
         if exclude_ids is None:
             exclude_ids = [None] * len(photos)

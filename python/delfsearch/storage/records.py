@@ -76,6 +76,10 @@ def split_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
 
     path, content_hash, label, latitude and longitude have columns; other keys are kept as JSON.
     """
+    if not isinstance(metadata, (Mapping, type(None))):
+        raise TypeError(
+            f"metadata must hold one mapping per photo, e.g. {{'path': ...}}; got {metadata!r}"
+        )
     fields: dict[str, Any] = {}
     rest: dict[str, Any] = {}
     for key, value in (metadata or {}).items():

@@ -48,6 +48,7 @@ def test_the_demo_answers_rightly_and_says_what_it_did(demo, weights):
     out, code, said = demo
     name, real = weights
     assert Path(name).name in said and "sha256" in said and "score l2" in said
+    assert "Indexing 12 photos: about " in said
     assert "Index: 12 photos, " in said and "descriptors in" in said
     assert "changed views found their photo first" in said and "Total time" in said
     assert code == (0 if "WRONG" not in said and " 0 false photos" in said else 1)

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from delfsearch.cli.output import hits_as_text
+from delfsearch.cli.common import typical_size
+from delfsearch.cli.output import counted, hits_as_text
 from delfsearch.cli.progress import format_seconds
 from delfsearch.demo_photos import DemoQuery, write_demo_photos
 from delfsearch.matches import Hit
+from delfsearch.storage.photo_files import find_photos
 
 if TYPE_CHECKING:
     from delfsearch.extraction.extractor import DelfExtractor
@@ -166,6 +168,10 @@ def _index(
 
     if folder.exists():
         shutil.rmtree(folder)  # the index of an earlier demo
+    files = find_photos(photos) if isinstance(photos, Path) else photos
+    if files:
+        expected = extractor.estimate_seconds(len(files), image_size=typical_size(files))
+        write(f"Indexing {counted(len(files), 'photo')}: about {format_seconds(expected)}")
     started = time.perf_counter()
     search = ImageSearch(extractor).fit(photos, labels, index_path=folder, progress=progress)
     seconds = time.perf_counter() - started

@@ -6,8 +6,11 @@ import argparse
 import os
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 from delfsearch.cli.output import say
 from delfsearch.cli.progress import format_seconds
@@ -219,3 +222,20 @@ def photo_files(path: str) -> list[Path]:
     from delfsearch.storage.photo_files import find_photos
 
     return find_photos(Path(path)) if os.path.isdir(path) else [Path(path)]
+
+
+def typical_size(files: Sequence[Path]) -> tuple[int, int] | None:
+    """Return the median size of some of the photos, from their headers."""
+    sizes: list[tuple[int, int]] = []
+    for file in files[:: max(1, len(files) // 20)]:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                with Image.open(file) as image:
+                    sizes.append(image.size)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            continue  # it will be listed with its reason when its turn comes
+    if not sizes:
+        return None
+    sizes.sort(key=lambda size: size[0] * size[1])
+    return sizes[len(sizes) // 2]

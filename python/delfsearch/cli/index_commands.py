@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from delfsearch.cli.common import (
     EXIT_CHECK_FAILED,
@@ -24,6 +21,7 @@ from delfsearch.cli.common import (
     make_extractor,
     photo_files,
     progress_interval,
+    typical_size,
 )
 from delfsearch.cli.output import answer, counted, format_bytes, say
 from delfsearch.cli.progress import ShownProgress, format_seconds
@@ -222,28 +220,11 @@ def _say_expected_time(
     n_photos = len(files)
     if getattr(arguments, "pca", None) == "own":
         n_photos += min(n_photos, extractor.n_fit_photos)  # they are extracted twice
-    seconds = extractor.estimate_seconds(n_photos, image_size=_typical_size(files))
+    seconds = extractor.estimate_seconds(n_photos, image_size=typical_size(files))
     hint = ""
     if seconds > 600 and getattr(arguments, "preset", "") == "full" and arguments.scales is None:
         hint = "; --preset fast takes about a quarter of it"
     say(f"{counted(len(files), 'photo')}: about {format_seconds(seconds)} where all are new{hint}")
-
-
-def _typical_size(files: Sequence[Path]) -> tuple[int, int] | None:
-    """Return the median size of some of the photos, from their headers."""
-    sizes: list[tuple[int, int]] = []
-    for file in files[:: max(1, len(files) // 20)]:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                with Image.open(file) as image:
-                    sizes.append(image.size)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            continue  # it will be listed with its reason when its turn comes
-    if not sizes:
-        return None
-    sizes.sort(key=lambda size: size[0] * size[1])
-    return sizes[len(sizes) // 2]
 
 
 def _say_left_out(

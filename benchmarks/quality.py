@@ -182,8 +182,12 @@ def evaluate(
         "build_cpu_seconds": build_seconds,
         "search_ms_per_photo": 1e3 * search_seconds / len(queries),
         "verify_ms_per_photo": 1e3 * verify_seconds / len(queries),
-        "false_scores": sorted(
-            (max((s for _, s in answers[p]), default=0.0) for p in folder.distractor_queries),
+        "strongest_false": sorted(
+            (
+                (score, path, answer)
+                for path in folder.distractor_queries
+                for answer, score in answers[path][:1]
+            ),
             reverse=True,
         )[:20],
     }
@@ -236,7 +240,9 @@ def main() -> None:
         for label, row in result["rows"].items():
             figures = "  ".join(f"{k} {v:.3f}" for k, v in row.items() if k != "queries")
             print(f"  {label:26s} {row['queries']:4d} queries  {figures}")
-        print("  strongest false answers to distractor queries:", result["false_scores"][:10])
+        print("  strongest answers to distractor queries (look: do they show the same thing?):")
+        for score, path, answer in result["strongest_false"][:6]:
+            print(f"    {score:.0f}  {path}  {answer}")
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
 

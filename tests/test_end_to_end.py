@@ -136,7 +136,7 @@ if FOLDER is not None:
         search = ImageSearch(extractor).fit([FOLDER.root / path for path in database])
         answers = search.query_many([FOLDER.root / query for query, _ in pairs], min_inliers=3)
         n_right = sum(
-            bool(hits) and search.path_of(hits[0]) == (FOLDER.root / positive).resolve()
+            bool(hits) and search.path_of(hits[0]).resolve() == (FOLDER.root / positive).resolve()
             for hits, (_, positive) in zip(answers, pairs)
         )
         assert n_right >= (9 if real else 1), f"{n_right} of 12 right"

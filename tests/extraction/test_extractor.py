@@ -159,6 +159,19 @@ def test_keypoints_are_in_the_pixels_of_the_original(extractor, tmp_path):
     assert same(extractor.transform([path])[0], extractor.transform([rgb])[0])
 
 
+def test_photos_without_detail_have_no_features(extractor):
+    # The network answers them with the pattern of its own padding, which would match.
+    height, width = 96, 128
+    gradient = np.broadcast_to(np.linspace(0, 255, width).astype(np.uint8), (height, width))
+    blank = np.full((height, width), 240) + np.random.default_rng(0).integers(0, 3, (height, width))
+    dot = gradient.copy()
+    dot[40:56, 40:56] = 255
+    found = extractor.transform([gradient, blank.astype(np.uint8), dot])
+    assert [len(features) > 0 for features in found] == [False, False, True]
+    assert found[0].dimension == found[2].dimension
+    assert found[0].image_size == (width, height)
+
+
 def test_score_map(extractor, photos):
     levels = extractor.score_map(photos[0])
     assert [level.scale for level in levels] == list(SCALES)

@@ -18,7 +18,7 @@ from sklearn.exceptions import NotFittedError
 from delfsearch._validation import check_integer, check_n_jobs, check_real, check_seed
 from delfsearch.errors import PhotoError, WeightsError
 from delfsearch.extraction.network import N_CHANNELS
-from delfsearch.extraction.photos import DEFAULT_MAX_PIXELS, open_photo
+from delfsearch.extraction.photos import DEFAULT_MAX_PIXELS, has_texture, open_photo
 from delfsearch.extraction.pipeline import one_torch_thread, run_in_order
 from delfsearch.extraction.pyramid import MIN_SIDE, Level, pyramid, resolve_scales
 from delfsearch.extraction.reduction import PcaReduction, l2_normalize
@@ -69,6 +69,7 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
     n_fit_photos : photos that fit samples to learn the PCA from.
     n_jobs : processor threads, -1 for all; the features do not depend on it.
     random_state : seeds the sample of fit. verbose : log progress ("delfsearch" logger) if > 0.
+    A photo without any detail (a blank page, a smooth gradient) has no features.
     Learned: pca_, the PcaReduction, and fit_sample_ = (photos, descriptors) it was learned from.
     Without fit the PCA that comes with the weights serves.
     """
@@ -380,14 +381,22 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
         def compute(size: tuple[int, int], level: Level) -> Cells:
             return runtime.cells(level, size, score_threshold=self.score_threshold, best=best)
 
+        def read(photo: Any) -> tuple[tuple[int, int], list[Level]]:
+            size, levels = self._read(photo)
+            # Looked for at the photo's own scale, or just below: enlarging smooths.
+            own = [level for level in levels if level.scale <= 1.0] or levels[:1]
+            return size, levels if has_texture(own[-1].image) else []
+
         def finish(size: tuple[int, int], cells: list[Cells]) -> tuple[Selected, tuple[int, int]]:
+            if not cells:
+                return Selected.none(), size
             selected = select(
                 cells, max_features=self.max_features, iou_threshold=self.iou_threshold
             )
             return selected, size
 
         return run_in_order(
-            photos, read=self._read, compute=compute, finish=finish, n_workers=self._n_workers()
+            photos, read=read, compute=compute, finish=finish, n_workers=self._n_workers()
         )
 
 

@@ -38,6 +38,9 @@ _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
+_FLAT_DIFFERENCE = 3  # levels of 255; JPEG noise of a flat surface stays below
+_TEXTURED_SHARE = 0.001
+
 
 class Photo(NamedTuple):
     """image : RGB, upright, at most max_side. size : (width, height) of the upright original."""
@@ -66,6 +69,20 @@ def open_photo(
     if hasattr(photo, "__array__"):
         return _decode(_from_array(np.asarray(photo)), "array", max_side, None)
     raise PhotoError(f"photo must be a path, a PIL image or an array; got {type(photo).__name__}")
+
+
+def has_texture(image: Image.Image) -> bool:
+    """Whether an RGB photo has any detail: one pixel pair in a thousand differs by over 3 levels.
+
+    Blank pages, closed lenses and smooth gradients have none. A network answers them with the
+    pattern of its own padding, which looks the same in all of them and would match.
+    """
+    grey = np.asarray(image.convert("L"), np.int16)
+    edges = sum(
+        int(np.count_nonzero(np.abs(np.diff(grey, axis=axis)) > _FLAT_DIFFERENCE))
+        for axis in (0, 1)
+    )
+    return edges > grey.size * _TEXTURED_SHARE
 
 
 def _open_file(path: Path, max_side: int | None, max_pixels: int) -> Photo:

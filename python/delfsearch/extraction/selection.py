@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from delfsearch import _core
+from delfsearch.extraction.network import N_CHANNELS
 from delfsearch.extraction.runtime import Cells
 
 
@@ -22,6 +23,16 @@ class Selected(NamedTuple):
     scales: NDArray[np.float32]
     scores: NDArray[np.float32]
     features: NDArray[np.float32]
+
+    @staticmethod
+    def none(n_channels: int = N_CHANNELS) -> Selected:
+        """Return what is selected of a photo without features."""
+        return Selected(
+            np.zeros((0, 2), np.float32),
+            np.zeros(0, np.float32),
+            np.zeros(0, np.float32),
+            np.zeros((0, n_channels), np.float32),
+        )
 
 
 def select(levels: list[Cells], *, max_features: int, iou_threshold: float) -> Selected:

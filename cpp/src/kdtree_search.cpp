@@ -471,7 +471,6 @@ class Batch {
   const Plan& plan_;
   std::size_t padded_, pending_stride_, record_stride_;
   std::size_t n_queries_ = 0;
-  std::size_t n_scanned_ = 0;        // leading leaves of wanted_ that rank_leaves has scanned
   std::uint8_t* records_ = nullptr;  // within record_bytes_, at a cache line
   Scratch<Query>& queries_;
   Scratch<float>& base_;

@@ -462,3 +462,17 @@ def test_queries_from_several_threads_give_the_same_answers(photos, tmp_path):
         paths = list(pool.map(lambda i: index.image(i % 7).id, range(56)))
     assert all(same_matches(a, b) for a, b in zip(answers, expected))
     assert paths == list(range(7)) * 8
+
+
+def test_the_largest_numbers_are_no_trouble(photos, query):
+    index = DelfIndex(max_leaves=2**70, max_candidates=2**70).fit(photos)
+    assert same_matches(index.query(query), DelfIndex(max_leaves=ALL).fit(photos).query(query))
+    with pytest.raises(ValueError, match="k must be at most"):
+        index.query(query, k=2**63)
+    with pytest.raises(ValueError, match="n_jobs must be at most"):
+        DelfIndex(n_jobs=2**40).fit(photos)
+    last = DelfIndex().fit(photos[:1], ids=[2**63 - 1])
+    assert last.query(photos[0]).image_ids.tolist() == [2**63 - 1]
+    with pytest.raises(ValueError, match="ids must fit int64"):
+        last.add(photos[1:2])
+    assert len(last) == 1

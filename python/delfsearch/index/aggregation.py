@@ -133,7 +133,7 @@ class View:
             self.offsets,
             self.image_ids,
             self.first_photos,
-            max_candidates,
+            min(max_candidates, len(self.image_ids)),
             weigh_by_distance,
         )
         return Matches(

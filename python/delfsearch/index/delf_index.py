@@ -132,6 +132,8 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         photos = check_photos(features)
         next_id = self._next_id()
         if ids is None:
+            if next_id + len(photos) > np.iinfo(np.int64).max:
+                raise ValueError(f"ids must fit int64; the next one would be {next_id}")
             image_ids = np.arange(next_id, next_id + len(photos), dtype=np.int64)
         else:
             image_ids = check_ids(ids, len(photos), "ids")

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 Labels = Mapping[Any, str] | Sequence[str | None] | None
 
 # Parameters of an extractor that belong to the machine: they may differ when a run is resumed.
-_MACHINE = ("device", "n_jobs", "verbose", "batch_size")
+_MACHINE = ("device", "n_jobs", "verbose")
 # Query photos whose features are held at a time by query_many.
 _QUERY_BATCH = 16
 

@@ -165,9 +165,14 @@ def _index(
     progress: Progress | None,
 ) -> ImageSearch:
     from delfsearch.search import ImageSearch
+    from delfsearch.storage.catalog import FILE_NAME
 
-    if folder.exists():
-        shutil.rmtree(folder)  # the index of an earlier demo
+    if folder.exists():  # the index of an earlier demo, and nothing else
+        if not (folder / FILE_NAME).is_file():
+            raise FileExistsError(
+                f"{folder} exists and holds no index; delete it or choose another --out"
+            )
+        shutil.rmtree(folder)
     files = find_photos(photos) if isinstance(photos, Path) else photos
     if files:
         expected = extractor.estimate_seconds(len(files), image_size=typical_size(files))

@@ -91,9 +91,11 @@ sanitize: $(VENV)/installed
 	  ctest --test-dir build/$$sanitizer --output-on-failure || exit 1; \
 	done
 
-# Hostile files and arguments against the loaders; FUZZ_SECONDS is the time for each target.
+# Hostile files and arguments against the loaders; FUZZ_SECONDS is the time for each target. Without
+# FUZZ_SEED every run tries something new.
 fuzz: $(VENV)/installed
-	$(BIN)/python tests/fuzz/run.py --seconds $(or $(FUZZ_SECONDS),60)
+	$(BIN)/python tests/fuzz/run.py --seconds $(or $(FUZZ_SECONDS),60) \
+	  $(if $(FUZZ_SEED),--seed $(FUZZ_SEED))
 
 sdist: $(VENV)/installed
 	$(PIP) build cmeel-eigen napf

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -174,6 +176,23 @@ def test_bad_files(tmp_path):
     refuse(png, "damaged or truncated")
     words = "640 x 480 = 307200 pixels, over the limit of max_pixels=300000"
     refuse(whole, words, max_pixels=300_000)
+
+
+def test_whatever_a_decoder_raises_on_damage_is_a_photo_error(tmp_path):
+    # Found by the fuzzer: a strip offset of the type RATIONAL, which the decoder seeks to.
+    stream = io.BytesIO()
+    Image.fromarray(texture(60, 40)).save(stream, "TIFF")
+    data = bytearray(stream.getvalue())
+    directory = int.from_bytes(data[4:8], "little")
+    entries = range(directory + 2, len(data) - 12, 12)
+    entry = next(at for at in entries if int.from_bytes(data[at : at + 2], "little") == 273)
+    rational = 5
+    data[entry + 2 : entry + 4] = rational.to_bytes(2, "little")
+    path = tmp_path / "damaged.tif"
+    path.write_bytes(data)
+    with pytest.raises(PhotoError, match="damaged or truncated") as caught:
+        open_photo(path)
+    assert not isinstance(caught.value.__cause__, PhotoError)
 
 
 @pytest.mark.parametrize("side", [12_000, 20_000])

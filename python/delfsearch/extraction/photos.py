@@ -10,7 +10,6 @@ an eighth while that leaves at least twice max_side, then resized with antialias
 from __future__ import annotations
 
 import os
-import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,8 +33,6 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
-# What Pillow's decoders raise on damaged files.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 _FLAT_DIFFERENCE = 3  # levels of 255; JPEG noise of a flat surface stays below
@@ -110,12 +107,19 @@ def _open_file(path: Path, max_side: int | None, max_pixels: int) -> Photo:
         ) from None
     except PhotoError:
         raise
-    except _DAMAGE as error:  # some formats read pixels or directories while opening
-        raise _damaged(label, error) from None
+    # Some formats read pixels or directories while opening. See _damaged for what comes.
+    except Exception as error:
+        raise _damaged(label, error) from error
 
 
-def _damaged(label: str, error: BaseException) -> PhotoError:
-    return PhotoError(f"{label} is damaged or truncated ({error}); replace or remove it")
+def _damaged(label: str, error: Exception) -> PhotoError:
+    """Return the error for whatever a decoder raised: there is no list of what damage may raise.
+
+    Pillow's plugins trust the numbers in a file, so that a flipped byte may come out as a TypeError
+    or an AssertionError as well as an OSError. The decoder's own error stays as the cause.
+    """
+    reason = str(error) or type(error).__name__
+    return PhotoError(f"{label} is damaged or truncated ({reason}); replace or remove it")
 
 
 def _size_text(path: Path) -> str:
@@ -148,10 +152,10 @@ def _decode(image: Image.Image, label: str, max_side: int | None, max_pixels: in
             rgb = rgb.resize(target, Image.Resampling.BICUBIC, box=box)
     except PhotoError:
         raise
-    except _DAMAGE as error:
-        raise _damaged(label, error) from None
     except MemoryError:
         raise PhotoError(f"{label} of {width} x {height} pixels does not fit in memory") from None
+    except Exception as error:
+        raise _damaged(label, error) from error
     if orientation in _TRANSPOSE:
         rgb = rgb.transpose(_TRANSPOSE[orientation])
     return Photo(rgb, (height, width) if orientation >= 5 else (width, height))
@@ -161,8 +165,8 @@ def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation 1 ... 8; 1 where there is none or it cannot be read."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except (SyntaxError, ValueError, OSError, struct.error, KeyError, TypeError):
-        return 1  # a photo with a damaged EXIF block is still a photo
+    except Exception:  # a photo with a damaged EXIF block, whatever that raises, is still a photo
+        return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 

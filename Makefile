@@ -56,7 +56,7 @@ test-cpp: $(VENV)/installed
 AT_PHOTOS := $(if $(PHOTOS),--photos "$(PHOTOS)")
 
 $(VENV)/bench: $(VENV)/installed
-	$(PIP) -e ".[bench]"
+	$(PIP) --group bench
 	@touch $@
 
 bench: $(VENV)/bench
@@ -70,7 +70,7 @@ quality: $(VENV)/bench
 	$(BIN)/python benchmarks/quality.py $(AT_PHOTOS) --json $(OUT)/quality.json
 
 $(VENV)/lint: $(VENV)/installed
-	$(PIP) -e ".[lint]"
+	$(PIP) --group lint
 	@touch $@
 
 lint: $(VENV)/lint

@@ -7,9 +7,9 @@
 #include <limits>
 #include <stdexcept>
 
-#include "delfsearch/cpu.hpp"
 #include "delfsearch/kdtree.hpp"
 #include "delfsearch/parallel.hpp"
+#include "kdtree_encode.hpp"
 #include "kdtree_plan.hpp"
 #include "simd/kdtree_kernels.hpp"
 
@@ -18,7 +18,7 @@ namespace {
 
 using kdtree::FilterHead;
 using kdtree::Group;
-using kdtree::Kernels;
+using kdtree::kernels;
 using kdtree::kGroupRows;
 using kdtree::Plan;
 using kdtree::Query;
@@ -35,29 +35,11 @@ constexpr std::size_t kMaxPairs = std::size_t{1} << 21;
 constexpr std::size_t kCacheLine = 64;
 constexpr float kUnlimited = std::numeric_limits<float>::max();
 
-const Kernels& kernels() {
-  static const Kernels& chosen = [&]() -> const Kernels& {
-    const Kernels* found = nullptr;
-    if (simd() == Simd::kAvx512) found = kdtree::avx512_kernels();
-    if (simd() == Simd::kAvx512 && amx() && kdtree::amx_kernels()) found = kdtree::amx_kernels();
-    if (simd() == Simd::kAvx2) found = kdtree::avx2_kernels();
-    return found ? *found : kdtree::scalar_kernels();
-  }();
-  return chosen;
-}
-
 // (D, id) as one integer: D >= 0, so its bits order like its value.
 std::uint64_t neighbour_key(float squared_distance, std::uint32_t id) {
   std::uint32_t bits;
   std::memcpy(&bits, &squared_distance, 4);
   return static_cast<std::uint64_t>(bits) << 32 | id;
-}
-
-// Nearest integer, halves to even: the sum has no bits left for a fraction. No call, unlike
-// nearbyint.
-int round_to_int(double x) {
-  constexpr double kShift = 6755399441055744.0;  // 1.5 * 2^52
-  return static_cast<int>((x + kShift) - kShift);
 }
 
 inline void prefetch(const void* address) {
@@ -137,7 +119,7 @@ class Batch {
       largest = std::max(largest, std::fabs(v_[i]));
       total += std::fabs(v_[i]);
     }
-    const double unit = std::max(largest / 32512.0, total / 8388608.0);
+    const double unit = kdtree::unit_of(largest, total);
     std::int8_t* high = bytes_.data() + q * padded_ * 2;
     std::int8_t* low = high + padded_;
     std::int8_t* coarse = reinterpret_cast<std::int8_t*>(head(q) + 1);
@@ -146,8 +128,8 @@ class Batch {
     std::int32_t high_sum = 0, fine_sum = 0, coarse_sum = 0;
     double rest_norm = 0, rest_total = 0;
     for (std::size_t i = 0; i < plan_.d; ++i) {
-      const int v = unit > 0 ? round_to_int(v_[i] / unit) : 0;
-      const int h = (v + 128) >> 8;
+      const int v = kdtree::fine_part(v_[i], unit);
+      const int h = kdtree::high_part(v);
       const int c = coarse_step == 256 ? h : (v + 256) >> 9;
       const int rest = v - coarse_step * c;
       fine[i] = static_cast<std::int16_t>(v);

@@ -290,10 +290,31 @@ TARGET void sort_keys(std::uint64_t* keys, std::size_t n) {
   }
 }
 
+TARGET void nearest(const float* scores, std::size_t stride, const float* bases, std::size_t n,
+                    std::int32_t* keys) {
+  const __m512i mask = _mm512_set1_epi32(~kNumberMask);
+  for (std::size_t row = 0; row < stride; row += kRows) {
+    __m512i held[kNearest];
+    for (auto& h : held) h = _mm512_set1_epi32(std::numeric_limits<std::int32_t>::max());
+    for (std::size_t i = 0; i < n; ++i) {
+      const __m512 value =
+          _mm512_add_ps(_mm512_loadu_ps(scores + i * stride + row), _mm512_set1_ps(bases[i]));
+      __m512i key = _mm512_max_epi32(_mm512_castps_si512(value), _mm512_setzero_si512());
+      key = _mm512_or_si512(_mm512_and_si512(key, mask), _mm512_set1_epi32(static_cast<int>(i)));
+      for (auto& h : held) {
+        const __m512i larger = _mm512_max_epi32(h, key);
+        h = _mm512_min_epi32(h, key);
+        key = larger;
+      }
+    }
+    for (std::size_t c = 0; c < kNearest; ++c) _mm512_storeu_si512(keys + c * stride + row, held[c]);
+  }
+}
+
 }  // namespace
 
 const Kernels* avx512_kernels() {
-  static const Kernels kernels{256, rank, filter, refine, kth_smallest, keep, sort_keys};
+  static const Kernels kernels{256, rank, filter, refine, kth_smallest, keep,    sort_keys, nearest};
   return &kernels;
 }
 

@@ -48,6 +48,11 @@ struct Group {
   std::uint64_t valid;  // rows that are meant, one bit each
 };
 
+// What `nearest` keeps for a row. Floats that are not negative order like their bits, the last of
+// which give way to a number.
+constexpr std::size_t kNearest = 8;
+constexpr std::int32_t kNumberMask = 127;
+
 struct Kernels {
   // |V - coarse_step * coarse| <= coarse_step / 2 and |coarse| <= 32512 / coarse_step, rounded.
   int coarse_step;
@@ -78,7 +83,15 @@ struct Kernels {
 
   // Sorts distinct keys.
   void (*sort_keys)(std::uint64_t* keys, std::size_t n);
+
+  // For each row below stride (a multiple of 16) the kNearest smallest of max(0, scores[i * stride +
+  // row] + bases[i]) over i < n <= kNumberMask + 1, its last bits replaced by i: in
+  // keys[c * stride + row], rising with c; the largest integer where n is smaller.
+  void (*nearest)(const float* scores, std::size_t stride, const float* bases, std::size_t n,
+                  std::int32_t* keys);
 };
+
+const Kernels& kernels();  // those of this processor, or of DELFSEARCH_SIMD
 
 const Kernels& scalar_kernels();
 const Kernels* avx2_kernels();  // nullptr where this build has none

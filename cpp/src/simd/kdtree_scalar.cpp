@@ -1,6 +1,8 @@
 // The portable kernels, and the definition that the others are tested against. The loops run over
 // the 16 rows of a block innermost, which compilers turn into whatever vectors the target has.
 #include <algorithm>
+#include <cstring>
+#include <limits>
 #include <vector>
 
 #include "kdtree_kernels.hpp"
@@ -83,10 +85,28 @@ std::size_t keep(const float* values, const std::uint32_t* rows, std::size_t n, 
 
 void sort_keys(std::uint64_t* keys, std::size_t n) { std::sort(keys, keys + n); }
 
+void nearest(const float* scores, std::size_t stride, const float* bases, std::size_t n,
+             std::int32_t* keys) {
+  std::fill(keys, keys + kNearest * stride, std::numeric_limits<std::int32_t>::max());
+  for (std::size_t i = 0; i < n; ++i)
+    for (std::size_t row = 0; row < stride; ++row) {
+      const float value = scores[i * stride + row] + bases[i];
+      std::int32_t key;
+      std::memcpy(&key, &value, 4);
+      key = (std::max(key, 0) & ~kNumberMask) | static_cast<std::int32_t>(i);
+      for (std::size_t c = 0; c < kNearest; ++c) {
+        std::int32_t& held = keys[c * stride + row];
+        const std::int32_t larger = std::max(held, key);
+        held = std::min(held, key);
+        key = larger;
+      }
+    }
+}
+
 }  // namespace
 
 const Kernels& scalar_kernels() {
-  static const Kernels kernels{256, rank, filter, refine, kth_smallest, keep, sort_keys};
+  static const Kernels kernels{256, rank, filter, refine, kth_smallest, keep,    sort_keys, nearest};
   return kernels;
 }
 

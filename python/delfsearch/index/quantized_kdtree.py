@@ -69,12 +69,14 @@ class QuantizedKDTree(BaseEstimator):  # type: ignore[misc]
         max_leaves: int = 128,
         clip_quantile: float = 0.9999,
         splits: str = "means",
+        refine_steps: int = 3,
         n_jobs: int | None = None,
     ) -> None:
         self.leaf_size = leaf_size
         self.max_leaves = max_leaves
         self.clip_quantile = clip_quantile
         self.splits = splits
+        self.refine_steps = refine_steps
         self.n_jobs = n_jobs
 
     def fit(self, X: Any, y: Any = None) -> QuantizedKDTree:
@@ -111,6 +113,7 @@ class QuantizedKDTree(BaseEstimator):  # type: ignore[misc]
             codes,
             leaf_size,
             splits == "axis",
+            check_integer(self.refine_steps, "refine_steps", minimum=0, maximum=100),
             check_n_jobs(self.n_jobs),
         )
         shape = np.array([len(codes), quantizer.dimension, leaf_size], np.int64)

@@ -80,9 +80,9 @@ void bind_kdtree(py::module_& m) {
         KdTreeArrays arrays;
         {
           py::gil_scoped_release release;
-          arrays = build_kdtree(view(codes), quantizer, leaf_size,
-                                axis_splits ? Splits::kAxis : Splits::kMeans, refine_steps,
-                                n_threads);
+          arrays =
+              build_kdtree(view(codes), quantizer, leaf_size,
+                           axis_splits ? Splits::kAxis : Splits::kMeans, refine_steps, n_threads);
         }
         return py::make_tuple(to_numpy(std::move(arrays.codes)), to_numpy(std::move(arrays.norms)),
                               to_numpy(std::move(arrays.ids)),

@@ -1,4 +1,5 @@
-// How a vector becomes the integers that kernels multiply with codes; kdtree.hpp defines it.
+// How a vector becomes the integers that kernels multiply with codes (kdtree.hpp defines it), and
+// fetching ahead what is scattered.
 #pragma once
 
 #include <algorithm>
@@ -22,5 +23,13 @@ inline int fine_part(double v, double unit) { return unit > 0 ? round_to_int(v /
 
 // V = 256 * high + low with low in [-128, 127].
 inline int high_part(int fine) { return (fine + 128) >> 8; }
+
+inline void prefetch(const void* address) {
+#if defined(__GNUC__) || defined(__clang__)
+  __builtin_prefetch(address);
+#else
+  (void)address;
+#endif
+}
 
 }  // namespace delfsearch::kdtree

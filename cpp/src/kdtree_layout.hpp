@@ -34,8 +34,8 @@ class NormTable {
 
 inline void put_row(std::uint8_t* blocks, std::size_t d, std::size_t place,
                     const std::uint8_t* row) {
-  std::uint8_t* block = blocks + place / kKdTreeBlock * kKdTreeBlock * padded_dimension(d) +
-                        place % kKdTreeBlock * 4;
+  std::uint8_t* block =
+      blocks + place / kKdTreeBlock * kKdTreeBlock * padded_dimension(d) + place % kKdTreeBlock * 4;
   std::size_t j = 0;
   for (; j + 4 <= d; j += 4) std::memcpy(block + j * 16, row + j, 4);
   for (; j < d; ++j) block[j / 4 * 64 + j % 4] = row[j];

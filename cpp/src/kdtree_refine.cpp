@@ -18,7 +18,9 @@ constexpr std::size_t kNearLeaves = 128;
 static_assert(kNearLeaves <= kNumberMask + 1);
 constexpr std::size_t kMostLeaves = 16384;  // of a run: their distances are computed all to all
 constexpr std::size_t kMostRows = std::size_t{1} << 20;
-constexpr std::size_t kTogether = 16;  // leaves whose neighbours are looked for at a time
+constexpr std::size_t kFewUnplaced = 16;  // at most this fraction of the rows
+constexpr std::size_t kRowsAhead = 12;    // fetched early
+constexpr std::size_t kTogether = 16;     // leaves whose neighbours are looked for at a time
 
 // What a leaf orders its applicants by: nearer rows first, ties by row.
 std::uint64_t wish(float squared_distance, std::uint32_t row) {
@@ -33,13 +35,45 @@ float value_of(std::int32_t key) {
   return value;
 }
 
+// Vectors as the kernels multiply them with codes: V = 256 * high + low.
+struct Words {
+  std::vector<Query> high, low;  // low is a query of its own
+  std::vector<std::int8_t> bytes;
+  std::size_t padded = 0;
+
+  void resize(std::size_t n, std::size_t padded_dimensions) {
+    padded = padded_dimensions;
+    high.assign(n, Query());
+    low.assign(n, Query());
+    bytes.assign(n * padded * 2, 0);
+  }
+  void set(std::size_t i, const std::vector<double>& v, double unit) {
+    std::int8_t* h = bytes.data() + i * padded * 2;
+    std::int8_t* l = h + padded;
+    std::int32_t high_sum = 0, low_sum = 0;
+    for (std::size_t j = 0; j < v.size(); ++j) {
+      const int fine = fine_part(v[j], unit);
+      h[j] = static_cast<std::int8_t>(high_part(fine));
+      l[j] = static_cast<std::int8_t>(fine - 256 * h[j]);
+      high_sum += h[j];
+      low_sum += l[j];
+    }
+    high[i].high = h;
+    high[i].high_offset = 128 * high_sum;
+    high[i].rank_scale = 256 * static_cast<float>(2 * unit);
+    low[i].high = l;
+    low[i].high_offset = 128 * low_sum;
+    low[i].rank_scale = static_cast<float>(2 * unit);
+  }
+};
+
 struct Choice {
   float squared_distance;
   std::uint32_t leaf;
 };
 
-// One round over the leaves of one run, whose rows and leaves are numbered within it. Memory is kept
-// from round to round.
+// One round over the leaves of one run, whose rows and leaves are numbered within it. Memory is
+// kept from round to round.
 class Refiner {
  public:
   Refiner(Span<const std::uint8_t> codes, const Quantizer& quantizer,
@@ -80,8 +114,7 @@ class Refiner {
     norms_.resize(padded_rows(n_rows_));
     leaf_blocks_codes_.assign(leaf_blocks_ * kKdTreeBlock * padded_, 0);
     leaf_norms_.assign(leaf_blocks_ * kKdTreeBlock, std::numeric_limits<float>::infinity());
-    words_.assign(n_leaves_ * padded_, 0);
-    queries_.assign(n_leaves_, Query());
+    means_.resize(n_leaves_, padded_);
     bases_.resize(n_leaves_);
     // In runs of 16 leaves: no two threads write to one block of leaf codes.
     parallel_for(leaf_blocks_, n_threads_, [&](std::size_t block, int) {
@@ -92,6 +125,10 @@ class Refiner {
            leaf < std::min((block + 1) * kKdTreeBlock, n_leaves_); ++leaf) {
         std::fill(totals.begin(), totals.end(), 0);
         for (std::size_t row = first(leaf); row < first(leaf + 1); ++row) {
+          // Rows are scattered over the input.
+          const std::size_t ahead = std::min(row + kRowsAhead, n_rows_ - 1);
+          prefetch(codes_ + order_[ahead] * d_);
+          prefetch(row_norms_.data() + order_[ahead]);
           const std::uint8_t* code = codes_ + order_[row] * d_;
           put_row(blocks_.data(), d_, row, code);
           norms_[row] = row_norms_[order_[row]];
@@ -111,17 +148,7 @@ class Refiner {
         }
         put_row(leaf_blocks_codes_.data(), d_, leaf, mean.data());
         leaf_norms_[leaf] = norm_(mean.data());
-        const double unit = unit_of(largest, total);
-        std::int8_t* words = words_.data() + leaf * padded_;
-        std::int32_t sum = 0;
-        for (std::size_t j = 0; j < d_; ++j) {
-          words[j] = static_cast<std::int8_t>(high_part(fine_part(v[j], unit)));
-          sum += words[j];
-        }
-        Query& query = queries_[leaf];
-        query.high = words;
-        query.high_offset = 128 * sum;
-        query.rank_scale = 256 * static_cast<float>(2 * unit);
+        means_.set(leaf, v, unit_of(largest, total));
         bases_[leaf] = static_cast<float>(base);
       }
     });
@@ -138,10 +165,10 @@ class Refiner {
       std::vector<float> scores((end - begin) * stride), values(stride + kKdTreeBlock);
       std::vector<std::uint32_t> near(stride + kKdTreeBlock);
       kernels().rank(leaf_blocks_codes_.data(), leaf_norms_.data(), leaf_blocks_, padded_ / 4,
-                     queries_.data() + begin, end - begin, scores.data(), stride);
+                     means_.high.data() + begin, end - begin, scores.data(), stride);
       for (std::size_t leaf = begin; leaf < end; ++leaf) {
         const float* mine = scores.data() + (leaf - begin) * stride;
-        const float last = kernels().kth_smallest(mine, n_leaves_, n_near_);
+        const float last = kernels().kth_smallest(mine, n_leaves_, n_near_, 0);
         std::size_t n_near =
             kernels().keep(mine, nullptr, n_leaves_, last, values.data(), near.data());
         // More where many tie for the last place; the leaf itself must be among them.
@@ -159,22 +186,27 @@ class Refiner {
     const std::size_t first_block = begin / kKdTreeBlock;
     const std::size_t n_blocks = (end + kKdTreeBlock - 1) / kKdTreeBlock - first_block;
     const std::size_t stride = n_blocks * kKdTreeBlock;
-    std::vector<Query> asking(n_near);
+    std::vector<Query> high(n_near), low(n_near);
     std::vector<float> bases(n_near);
     for (std::size_t i = 0; i < n_near; ++i) {
-      asking[i] = queries_[near[i]];
+      high[i] = means_.high[near[i]];
+      low[i] = means_.low[near[i]];
       bases[i] = bases_[near[i]];
     }
-    std::vector<float> scores(n_near * stride);
-    kernels().rank(blocks_.data() + first_block * kKdTreeBlock * padded_,
-                   norms_.data() + first_block * kKdTreeBlock, n_blocks, padded_ / 4, asking.data(),
-                   n_near, scores.data(), stride);
+    // All 16 bits: leaves of a million rows of few dimensions lie closer than 8 can tell.
+    std::vector<float> scores(n_near * stride), rests(n_near * stride), zeros(stride, 0.0f);
+    const std::uint8_t* blocks = blocks_.data() + first_block * kKdTreeBlock * padded_;
+    kernels().rank(blocks, norms_.data() + first_block * kKdTreeBlock, n_blocks, padded_ / 4,
+                   high.data(), n_near, scores.data(), stride);
+    kernels().rank(blocks, zeros.data(), n_blocks, padded_ / 4, low.data(), n_near, rests.data(),
+                   stride);
+    for (std::size_t i = 0; i < scores.size(); ++i) scores[i] += rests[i];
     std::vector<std::int32_t> best(kNearest * stride);
     kernels().nearest(scores.data(), stride, bases.data(), n_near, best.data());
     for (std::size_t row = begin; row < end; ++row)
       for (std::size_t c = 0; c < n_choices_; ++c) {
         const std::int32_t key = best[c * stride + row - first_block * kKdTreeBlock];
-        choices_[row * n_choices_ + c] = {value_of(key), near[key & kNumberMask]};
+        choices_[c * n_rows_ + row] = {value_of(key), near[key & kNumberMask]};
       }
   }
 
@@ -186,7 +218,7 @@ class Refiner {
     std::vector<std::uint64_t> wishes;
     for (std::size_t row = 0; row < n_rows_; ++row) applying[row] = static_cast<std::uint32_t>(row);
     const auto choice = [&](std::uint32_t row) -> const Choice& {
-      return choices_[row * n_choices_ + next[row]];
+      return choices_[next[row] * n_rows_ + row];
     };
     while (!applying.empty()) {
       std::fill(starts.begin(), starts.end(), 0);
@@ -222,14 +254,45 @@ class Refiner {
     place_the_rest(unplaced, n_held);
   }
 
-  // Neighbours in the order of the tree are near each other: rows and places are matched in it.
-  void place_the_rest(std::vector<std::uint32_t>& unplaced,
-                      const std::vector<std::uint32_t>& n_held) {
+  // Rows that all their leaves refused: to the nearest leaf with room, one after the other. Where
+  // there are many (copies of one row, say) in the order of the tree, in which neighbours are near.
+  void place_the_rest(std::vector<std::uint32_t>& unplaced, std::vector<std::uint32_t>& n_held) {
     std::sort(unplaced.begin(), unplaced.end());
-    auto row = unplaced.begin();
+    std::vector<std::uint32_t> open;
     for (std::size_t leaf = 0; leaf < n_leaves_; ++leaf)
-      for (std::size_t place = first(leaf) + n_held[leaf]; place < first(leaf + 1); ++place)
-        held_[place] = *row++;
+      if (n_held[leaf] < first(leaf + 1) - first(leaf))
+        open.push_back(static_cast<std::uint32_t>(leaf));
+    if (unplaced.size() > n_rows_ / kFewUnplaced) {
+      auto row = unplaced.begin();
+      for (const std::uint32_t leaf : open)
+        while (n_held[leaf] < first(leaf + 1) - first(leaf))
+          held_[first(leaf) + n_held[leaf]++] = *row++;
+      return;
+    }
+    Words words;
+    words.resize(1, padded_);
+    std::vector<double> v(d_);
+    std::vector<float> scores(leaf_blocks_ * kKdTreeBlock);
+    for (const std::uint32_t row : unplaced) {
+      const std::uint8_t* code = codes_ + order_[row] * d_;
+      double largest = 0, total = 0;
+      for (std::size_t j = 0; j < d_; ++j) {
+        const double step = static_cast<double>(quantizer_.step[j]);
+        v[j] = step * step * (static_cast<double>(code[j]) - 128.0);
+        largest = std::max(largest, std::fabs(v[j]));
+        total += std::fabs(v[j]);
+      }
+      words.set(0, v, unit_of(largest, total));
+      kernels().rank(leaf_blocks_codes_.data(), leaf_norms_.data(), leaf_blocks_, padded_ / 4,
+                     words.high.data(), 1, scores.data(), scores.size());
+      std::size_t best = 0;
+      for (std::size_t i = 1; i < open.size(); ++i)
+        if (scores[open[i]] < scores[open[best]]) best = i;
+      const std::uint32_t leaf = open[best];
+      held_[first(leaf) + n_held[leaf]++] = row;
+      if (n_held[leaf] == first(leaf + 1) - first(leaf))
+        open.erase(open.begin() + static_cast<std::ptrdiff_t>(best));
+    }
   }
 
   const std::uint8_t* codes_;
@@ -242,9 +305,8 @@ class Refiner {
   std::size_t n_rows_ = 0, n_leaves_ = 0, n_near_ = 0, n_choices_ = 0, leaf_blocks_ = 0;
   std::vector<std::uint8_t> blocks_, leaf_blocks_codes_;
   std::vector<float> norms_, leaf_norms_, bases_;
-  std::vector<std::int8_t> words_;
-  std::vector<Query> queries_;
-  std::vector<Choice> choices_;
+  Words means_;
+  std::vector<Choice> choices_;  // (n_choices_, n_rows_): most rows get their first
   std::vector<std::uint32_t> held_, rows_;
 };
 
@@ -255,9 +317,11 @@ void refine_leaves(Span<const std::uint8_t> codes, const Quantizer& quantizer,
                    int n_threads, std::vector<std::uint32_t>& order) {
   const std::size_t n = order.size();
   const std::size_t n_leaves = (n + leaf_size - 1) / leaf_size;
-  if (rounds == 0 || leaf_size < kKdTreeBlock || leaf_size > kMostRows || n_leaves < 2) return;
-  const std::size_t most =
-      std::max<std::size_t>(2, std::min(kMostLeaves, kMostRows / leaf_size));
+  // In two or three dimensions the cells of the tree serve as well.
+  if (rounds == 0 || quantizer.dimension() < 4 || leaf_size < kKdTreeBlock ||
+      leaf_size > kMostRows || n_leaves < 2)
+    return;
+  const std::size_t most = std::max<std::size_t>(2, std::min(kMostLeaves, kMostRows / leaf_size));
   const std::size_t n_runs = (n_leaves + most - 1) / most;
   const std::size_t leaves_each = (n_leaves + n_runs - 1) / n_runs;
   Refiner refiner(codes, quantizer, norms, leaf_size, n_threads);

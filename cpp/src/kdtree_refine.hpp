@@ -25,7 +25,7 @@ namespace delfsearch::kdtree {
 // it is rearranged, rows rising within a leaf. norms: of each row of codes, as NormTable gives
 // them. The result does not depend on n_threads.
 void refine_leaves(Span<const std::uint8_t> codes, const Quantizer& quantizer,
-                   const std::vector<float>& norms, std::size_t leaf_size, int rounds, int n_threads,
-                   std::vector<std::uint32_t>& order);
+                   const std::vector<float>& norms, std::size_t leaf_size, int rounds,
+                   int n_threads, std::vector<std::uint32_t>& order);
 
 }  // namespace delfsearch::kdtree

@@ -21,6 +21,7 @@ using kdtree::Group;
 using kdtree::kernels;
 using kdtree::kGroupRows;
 using kdtree::Plan;
+using kdtree::prefetch;
 using kdtree::Query;
 using kdtree::Scratch;
 using kdtree::Slack;
@@ -40,14 +41,6 @@ std::uint64_t neighbour_key(float squared_distance, std::uint32_t id) {
   std::uint32_t bits;
   std::memcpy(&bits, &squared_distance, 4);
   return static_cast<std::uint64_t>(bits) << 32 | id;
-}
-
-inline void prefetch(const void* address) {
-#if defined(__GNUC__) || defined(__clang__)
-  __builtin_prefetch(address);
-#else
-  (void)address;
-#endif
 }
 
 // The state of one group of queries; memory is reused from group to group of a thread.
@@ -220,7 +213,8 @@ class Batch {
 
   // From leaves_ and values_ to wanted_, the first_leaves best ones in front.
   void keep_wanted(std::size_t q, std::size_t count) {
-    const float near = kernels().kth_smallest(values_.data(), count, plan_.first_leaves);
+    const float near =
+        kernels().kth_smallest(values_.data(), count, plan_.first_leaves, plan_.first_leaves / 4);
     std::uint32_t* wanted = wanted_.data() + q * plan_.leaves_ranked;
     std::size_t front = 0, back = plan_.first_leaves;
     for (std::size_t j = 0; j < count; ++j) {
@@ -253,13 +247,13 @@ class Batch {
       for (std::size_t j = 0; j < kSample; ++j) values_[j] = scores[j * stride];
       const double expected = static_cast<double>(wanted * kSample) / static_cast<double>(n);
       const auto rank = static_cast<std::size_t>(expected + 2 * std::sqrt(expected) + 2);
-      cut = kernels().kth_smallest(values_.data(), kSample, std::min(rank, kSample));
+      cut = kernels().kth_smallest(values_.data(), kSample, std::min(rank, kSample), rank / 4);
     }
     std::size_t count = kernels().keep(scores, nullptr, n, cut, values_.data(), leaves_.data());
     if (count < wanted)
       count = kernels().keep(scores, nullptr, n, kUnlimited, values_.data(), leaves_.data());
     if (count <= wanted) return count;
-    const float last = kernels().kth_smallest(values_.data(), count, wanted);
+    const float last = kernels().kth_smallest(values_.data(), count, wanted, 0);
     count =
         kernels().keep(values_.data(), leaves_.data(), count, last, values_.data(), leaves_.data());
     // Of leaves that tie for the last place the lower ones win; keep preserves order.
@@ -379,12 +373,13 @@ class Batch {
     set_limit(q, limit);
   }
 
-  // The least limit on P that loses none of the k nearest by (D, id): rounding to D = P + base can
-  // make equal what differs by an ulp, and all P <= -base make D = 0.
+  // A limit on P, close to the least one, that loses none of the k nearest by (D, id): rounding to
+  // D = P + base can make equal what differs by an ulp, and all P <= -base make D = 0.
   float limit_for(std::size_t q) {
     const Query& query = queries_[q];
     const float base = base_[q];
-    const float kth = std::max(kernels().kth_smallest(query.pending, query.count, plan_.k), -base);
+    const float kth = std::max(
+        kernels().kth_smallest(query.pending, query.count, plan_.k, kdtree::kSpare), -base);
     return kth + 2.5e-7f * (std::fabs(kth) + base);
   }
 

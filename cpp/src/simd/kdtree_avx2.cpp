@@ -253,8 +253,8 @@ TARGET std::size_t keep(const float* values, const std::uint32_t* rows, std::siz
   return kept;
 }
 
-float kth_smallest(const float* values, std::size_t n, std::size_t k) {
-  return kth_smallest_by_counting<Ops>(values, n, k);
+float kth_smallest(const float* values, std::size_t n, std::size_t k, std::size_t spare) {
+  return kth_smallest_by_counting<Ops>(values, n, k, spare);
 }
 
 void sort_keys(std::uint64_t* keys, std::size_t n) { std::sort(keys, keys + n); }
@@ -284,7 +284,7 @@ TARGET void nearest(const float* scores, std::size_t stride, const float* bases,
 }  // namespace
 
 const Kernels* avx2_kernels() {
-  static const Kernels kernels{512, rank, filter, refine, kth_smallest, keep,    sort_keys, nearest};
+  static const Kernels kernels{512, rank, filter, refine, kth_smallest, keep, sort_keys, nearest};
   return &kernels;
 }
 

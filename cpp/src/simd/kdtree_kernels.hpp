@@ -72,8 +72,9 @@ struct Kernels {
   // and 16 more.
   void (*refine)(const Group& group, std::size_t d4, std::uint64_t rows, Query& query);
 
-  // The k-th smallest value, 1 <= k <= n; no NaN.
-  float (*kth_smallest)(const float* values, std::size_t n, std::size_t k);
+  // The k-th smallest value, 1 <= k <= n; no NaN. With spare > 0 any limit that k to k + spare
+  // values do not exceed, which is found sooner, and which may differ between instruction sets.
+  float (*kth_smallest)(const float* values, std::size_t n, std::size_t k, std::size_t spare);
 
   // Moves the values <= limit (with their rows) to the front of the output, in order; returns how
   // many. Output may be the input. Room for 16 more behind the output. rows == nullptr stands for
@@ -84,9 +85,9 @@ struct Kernels {
   // Sorts distinct keys.
   void (*sort_keys)(std::uint64_t* keys, std::size_t n);
 
-  // For each row below stride (a multiple of 16) the kNearest smallest of max(0, scores[i * stride +
-  // row] + bases[i]) over i < n <= kNumberMask + 1, its last bits replaced by i: in
-  // keys[c * stride + row], rising with c; the largest integer where n is smaller.
+  // For each row below stride (a multiple of 16) the kNearest smallest of max(0, scores[i * stride
+  // + row] + bases[i]) over i < n <= kNumberMask + 1, its last bits replaced by i: in keys[c *
+  // stride + row], rising with c; the largest integer where n is smaller.
   void (*nearest)(const float* scores, std::size_t stride, const float* bases, std::size_t n,
                   std::int32_t* keys);
 };

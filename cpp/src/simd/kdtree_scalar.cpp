@@ -65,7 +65,7 @@ void refine(const Group& group, std::size_t d4, std::uint64_t rows, Query& query
   }
 }
 
-float kth_smallest(const float* values, std::size_t n, std::size_t k) {
+float kth_smallest(const float* values, std::size_t n, std::size_t k, std::size_t) {
   std::vector<float> copy(values, values + n);
   std::nth_element(copy.begin(), copy.begin() + static_cast<std::ptrdiff_t>(k - 1), copy.end());
   return copy[k - 1];
@@ -106,7 +106,7 @@ void nearest(const float* scores, std::size_t stride, const float* bases, std::s
 }  // namespace
 
 const Kernels& scalar_kernels() {
-  static const Kernels kernels{256, rank, filter, refine, kth_smallest, keep,    sort_keys, nearest};
+  static const Kernels kernels{256, rank, filter, refine, kth_smallest, keep, sort_keys, nearest};
   return kernels;
 }
 

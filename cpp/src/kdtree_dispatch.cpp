@@ -10,6 +10,7 @@ const Kernels& kernels() {
     if (simd() == Simd::kAvx512) found = avx512_kernels();
     if (simd() == Simd::kAvx512 && amx() && amx_kernels()) found = amx_kernels();
     if (simd() == Simd::kAvx2) found = avx2_kernels();
+    if (simd() == Simd::kNeon) found = neon_kernels();
     return found ? *found : scalar_kernels();
   }();
   return chosen;

@@ -136,6 +136,11 @@ class Batch {
       rest_norm += weighted * weighted;
       rest_total += std::abs(rest);
     }
+    // Codes of padding are 0 to some kernels and -128 to others: the words decide.
+    for (std::size_t i = plan_.d; i < padded_; ++i) {
+      fine[i] = 0;
+      high[i] = low[i] = coarse[i] = 0;
+    }
     Query& query = queries_[q];
     query.high = high;
     query.low = low;

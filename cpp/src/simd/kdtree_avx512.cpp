@@ -271,8 +271,11 @@ struct Ops {
     const __m512 bound = _mm512_set1_ps(limit);
     __m512 largest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
     for (std::size_t i = 0; i < n; i += kRows) {
+      // Not those past the end, which an infinite limit would let in.
+      const auto in = static_cast<__mmask16>(n - i >= kRows ? 0xffffu : (1u << (n - i)) - 1);
       const __m512 v = load_some(values + i, n - i);
-      largest = _mm512_mask_max_ps(largest, _mm512_cmp_ps_mask(v, bound, _CMP_LE_OQ), largest, v);
+      largest = _mm512_mask_max_ps(largest, _mm512_mask_cmp_ps_mask(in, v, bound, _CMP_LE_OQ),
+                                   largest, v);
     }
     return _mm512_reduce_max_ps(largest);
   }

@@ -98,5 +98,6 @@ const Kernels& scalar_kernels();
 const Kernels* avx2_kernels();  // nullptr where this build has none
 const Kernels* avx512_kernels();
 const Kernels* amx_kernels();
+const Kernels* neon_kernels();  // also where the processor has no dot product
 
 }  // namespace delfsearch::kdtree

@@ -179,6 +179,20 @@ class Builder {
   std::vector<std::uint64_t> keys_;
 };
 
+// Written so that NaN fails. Norms must stay finite: +inf means a row that was removed.
+void check_range(Span<const float> lower, Span<const float> step) {
+  double largest_norm = 0;
+  for (std::size_t j = 0; j < step.size(); ++j) {
+    if (!(std::fabs(lower[j]) <= 2 * Quantizer::kMaxMagnitude))
+      throw std::invalid_argument("lower must be finite");
+    if (!(step[j] >= 0 && step[j] <= Quantizer::kMaxMagnitude))
+      throw std::invalid_argument("step must be finite, not negative");
+    largest_norm += 128.0 * 128.0 * static_cast<double>(step[j]) * static_cast<double>(step[j]);
+  }
+  if (!(largest_norm < static_cast<double>(kLargestFloat) / 4))
+    throw std::invalid_argument("step is too large: squared distances would overflow");
+}
+
 }  // namespace
 
 KdTreeArrays build_kdtree(Span<const std::uint8_t> codes, const Quantizer& quantizer,
@@ -186,6 +200,7 @@ KdTreeArrays build_kdtree(Span<const std::uint8_t> codes, const Quantizer& quant
   const std::size_t d = quantizer.dimension();
   if (d == 0 || d > kMaxDimension || quantizer.step.size() != d)
     throw std::invalid_argument("a quantizer must have 1 to 65536 dimensions");
+  check_range(quantizer.lower, quantizer.step);
   if (codes.empty() || codes.size() % d != 0)
     throw std::invalid_argument("codes must be a multiple of the dimension and not empty");
   const std::size_t n = codes.size() / d;
@@ -299,11 +314,7 @@ void KdTreeView::check() const {
   require(leaf_codes.size() == padded_rows(n_leaves()) * padded_dimension(d),
           "leaf_codes have the wrong size");
   require(leaf_norms.size() == padded_rows(n_leaves()), "leaf_norms have the wrong size");
-  for (std::size_t j = 0; j < d; ++j) {
-    require(std::fabs(lower[j]) <= 2 * Quantizer::kMaxMagnitude, "lower must be finite");
-    require(step[j] >= 0 && step[j] <= Quantizer::kMaxMagnitude,
-            "step must be finite, not negative");
-  }
+  check_range(lower, step);
   // Comparisons that NaN fails.
   for (std::size_t i = 0; i < norms.size(); ++i)
     require(norms[i] >= 0 && (i < n || norms[i] > kLargestFloat), "norms are damaged");

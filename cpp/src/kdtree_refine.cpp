@@ -22,7 +22,8 @@ constexpr std::size_t kFewUnplaced = 16;  // at most this fraction of the rows
 constexpr std::size_t kRowsAhead = 12;    // fetched early
 constexpr std::size_t kTogether = 16;     // leaves whose neighbours are looked for at a time
 
-// What a leaf orders its applicants by: nearer rows first, ties by row.
+// What a leaf orders its applicants by: nearer rows first (by the distance less its last bits,
+// where a number stands), ties by row.
 std::uint64_t wish(float squared_distance, std::uint32_t row) {
   std::uint32_t bits;
   std::memcpy(&bits, &squared_distance, 4);

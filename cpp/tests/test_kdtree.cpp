@@ -158,6 +158,12 @@ void test_refusals() {
   const auto codes = quantize(quantizer, X);
   CHECK_THROWS(build_kdtree(codes, quantizer, 0, Splits::kAxis, 0, 1), std::invalid_argument);
   CHECK_THROWS(build_kdtree({}, quantizer, 8, Splits::kAxis, 0, 1), std::invalid_argument);
+  for (const float bad : {std::nanf(""), -1.0f, 1e18f, std::numeric_limits<float>::infinity()}) {
+    Quantizer damaged = quantizer;
+    damaged.step[0] = bad;
+    CHECK_THROWS(build_kdtree(codes, damaged, 16, Splits::kMeans, 2, 1), std::invalid_argument);
+  }
+  CHECK_THROWS(build_kdtree(codes, quantizer, 8, Splits::kMeans, -1, 1), std::invalid_argument);
   auto arrays = build_kdtree(codes, quantizer, 2, Splits::kAxis, 0, 1);
   const KdTreeView tree = view_of(arrays, quantizer, 3, 2);
   tree.check();

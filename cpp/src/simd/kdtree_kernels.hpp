@@ -12,7 +12,7 @@ namespace delfsearch::kdtree {
 
 // One query as the kernels see it. V = 256 * high + low, exactly; arrays have d4 * 4 elements.
 struct Query {
-  const std::int8_t* high;   // in [-127, 127]
+  const std::int8_t* high;   // in [-127, 127]; rank takes -128 too
   const std::int8_t* low;    // in [-128, 127]
   const std::int16_t* fine;  // V
   std::int32_t high_offset;  // 128 * sum of high

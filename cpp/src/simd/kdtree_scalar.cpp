@@ -87,20 +87,28 @@ void sort_keys(std::uint64_t* keys, std::size_t n) { std::sort(keys, keys + n); 
 
 void nearest(const float* scores, std::size_t stride, const float* bases, std::size_t n,
              std::int32_t* keys) {
-  std::fill(keys, keys + kNearest * stride, std::numeric_limits<std::int32_t>::max());
-  for (std::size_t i = 0; i < n; ++i)
-    for (std::size_t row = 0; row < stride; ++row) {
-      const float value = scores[i * stride + row] + bases[i];
-      std::int32_t key;
-      std::memcpy(&key, &value, 4);
-      key = (std::max(key, 0) & ~kNumberMask) | static_cast<std::int32_t>(i);
-      for (std::size_t c = 0; c < kNearest; ++c) {
-        std::int32_t& held = keys[c * stride + row];
-        const std::int32_t larger = std::max(held, key);
-        held = std::min(held, key);
-        key = larger;
-      }
+  for (std::size_t first = 0; first < stride; first += kRows) {
+    std::int32_t held[kNearest][kRows];
+    std::fill(&held[0][0], &held[0][0] + kNearest * kRows,
+              std::numeric_limits<std::int32_t>::max());
+    for (std::size_t i = 0; i < n; ++i) {
+      std::int32_t key[kRows];
+      float value[kRows];
+      for (std::size_t row = 0; row < kRows; ++row)
+        value[row] = scores[i * stride + first + row] + bases[i];
+      std::memcpy(key, value, sizeof key);
+      for (std::size_t row = 0; row < kRows; ++row)
+        key[row] = (std::max(key[row], 0) & ~kNumberMask) | static_cast<std::int32_t>(i);
+      for (std::size_t c = 0; c < kNearest; ++c)
+        for (std::size_t row = 0; row < kRows; ++row) {
+          const std::int32_t smaller = std::min(held[c][row], key[row]);
+          key[row] = std::max(held[c][row], key[row]);
+          held[c][row] = smaller;
+        }
     }
+    for (std::size_t c = 0; c < kNearest; ++c)
+      std::copy(held[c], held[c] + kRows, keys + c * stride + first);
+  }
 }
 
 }  // namespace

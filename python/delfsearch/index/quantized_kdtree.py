@@ -47,8 +47,9 @@ class QuantizedKDTree(BaseEstimator):  # type: ignore[misc]
         2-means), "axis" across the dimension of largest variance, as the textbook's KD-tree does.
         "means" reaches the same recall with about half the leaves.
     refine_steps : rounds of balanced k-means, 0 to 100, that the leaves go through after the cuts:
-        rows move to the nearest leaf that has room. 3 halve the leaves that a recall takes; 0
-        leaves the tree's own cells. Leaves of fewer than 16 descriptors are never refined.
+        rows move to the nearest leaf that has room. On clustered data 2 halve the leaves that a
+        recall takes; 0 leaves the tree's own cells, as do fewer than 4 dimensions and leaves of
+        fewer than 16 or more than 2^20 descriptors.
     n_jobs : threads for fit and query; None means 1, -1 all cores. Results do not depend on it.
 
     quantizer_ : UniformQuantizer, range and step of each dimension. n_leaves_, leaf_size_ : of the

@@ -69,8 +69,8 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
     iou_threshold : in (0, 1]; a cell whose box overlaps a better one's by more is dropped; 1 drops
         none.
     border_cells : rows and columns of cells along each edge of a level that are left out, 0 keeps
-        all. They see padding more than photo, and padding matches padding: photos of different
-        things agree in dozens of them. Photos too small to have any other cells keep theirs.
+        all. They see padding as well as photo, and padding matches padding; but small photos have
+        few others (docs/extraction.md). Photos that have no others keep theirs.
     n_components : dimensions of the descriptors; None keeps all 1,024, only L2-normalised.
     whiten : divide principal components by their standard deviations.
     precision : "fp32", "bf16" (where the processor has it), or "auto", see runtime.py.
@@ -94,7 +94,7 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
         score: str = "auto",
         score_threshold: float | None = None,
         iou_threshold: float = 1.0,
-        border_cells: int = 1,
+        border_cells: int = 0,
         n_components: int | None = 40,
         whiten: bool = False,
         precision: str = "auto",

@@ -3,7 +3,7 @@
 Every place is a drawing (a façade of random shapes and lines over a cloudy ground) from the seed;
 a photo of it is a view: a slightly tilted crop at another light, saved as JPEG. Photos of one place
 therefore match, and photos of two do not. ``make_miniature`` writes the trees asked for; the same
-seed gives the same pixels. About five milliseconds a picture.
+seed gives the same pixels.
 
 What is in them: oxford5k and paris6k with a query's box, good, ok and junk answers, photos of no
 landmark, and in paris6k one of the photos that hold an error page instead of an image; flickr100k;

@@ -5,8 +5,9 @@ and the path in the folder.
 
 Starred sets (Oxf5k*, Oxf105k*, Par6k*, Par106k*): distractor queries, whole photos that nothing in
 the database answers, so that whatever they retrieve is false. Oxford's are random photos of the
-database of Paris6k, and the other way round. They are drawn by one seeded permutation of the other
-database in order of id, of which the first n are taken: 400 are the first 400 of 800.
+database of Paris6k, and the other way round. They are the first n by a hash of seed and id, which
+is a random order that depends on no library's generator: 400 are the first 400 of 800, and a photo
+more or less in the other database moves no other.
 
 Source: Sec. 5.1. Differs: which photos the paper drew is not known; photos that cannot be read
 (PARIS6K_UNREADABLE) are not drawn here, so that n queries are n queries.
@@ -15,11 +16,11 @@ Source: Sec. 5.1. Differs: which photos the paper drew is not known; photos that
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import heapq
 import os
 from collections.abc import Collection
 from typing import Any
-
-import numpy as np
 
 from delfsearch._validation import check_integer, check_seed
 from delfsearch.errors import DatasetError
@@ -109,8 +110,8 @@ def with_distractor_queries(
             f"n must be at most {len(candidates)}, the readable photos in the database of "
             f"{other.name}; got {n}"
         )
-    order = np.random.default_rng(check_seed(random_state)).permutation(len(candidates))
-    drawn = [candidates[place] for place in order[:n]]
+    seed = check_seed(random_state)
+    drawn = heapq.nsmallest(n, candidates, key=lambda photo: _rank(seed, photo))
     queries = tuple(
         Query(
             id=f"{other.name}/{photo}",
@@ -127,3 +128,7 @@ def with_distractor_queries(
         distractor_queries=dataset.distractor_queries + queries,
         notes=(*dataset.notes, f"{n} distractor queries of {other.name}"),
     ).check()
+
+
+def _rank(seed: int, photo: str) -> bytes:
+    return hashlib.blake2b(f"{seed} {photo}".encode(), digest_size=16).digest()

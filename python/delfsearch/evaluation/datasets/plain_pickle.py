@@ -99,9 +99,9 @@ def load_plain_pickle(source: str | Path | bytes) -> Any:
             f"{label} is refused, nothing of it was run: {refusal}. Only plain containers, text "
             "and numbers are read"
         ) from None
-    # genops raises ValueError; the others come of stacks and memos that a damaged file does not
-    # fill, and of values that an operation cannot take.
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    # genops raises ValueError (and warns of wrong escapes, an error where warnings are); the others
+    # come of stacks and memos that a damaged file does not fill.
+    except (ValueError, IndexError, KeyError, TypeError, Warning) as error:
         raise DatasetError(
             f"{label} is no whole pickle: {type(error).__name__}: {error}"[:300]
         ) from None

@@ -123,7 +123,7 @@ class GlobalIndex(BaseEstimator):  # type: ignore[misc]
             )
         result = []
         for ids in exclude_ids:
-            wanted = check_vector(list(ids or ()), "exclude_ids", np.int64)
+            wanted = check_vector([] if ids is None else list(ids), "exclude_ids", np.int64)
             at = np.minimum(np.searchsorted(self.ids_, wanted), len(self.ids_) - 1)
             result.append(np.unique(at[self.ids_[at] == wanted]).astype(np.int64))
         return result

@@ -161,7 +161,7 @@ _SYSTEMS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 SYSTEMS = tuple(_SYSTEMS)
 
 
-def load_system(name: str, **options: Any) -> Any:
+def load_system(name: str, /, **options: Any) -> Any:
     """Return a system by name, unfitted.
 
     name : one of SYSTEMS. "lift" reads its released output (folder=...); "features" and "vectors"

@@ -58,7 +58,8 @@ class DiscriminativeWhitening(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             moment, n_pairs, members = _moment_of_labels(X, y)
         else:
             raise ValueError(
-                "fit requires y to be passed (labels of what matches), or pairs; got neither"
+                "DiscriminativeWhitening requires y to be passed, but the target y is None: give "
+                "labels of what matches, or pairs"
             )
         if n_pairs == 0:
             raise ValueError("no two rows match: some label of y must be there at least twice")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,51 @@ _TEMPERATURE = 0.1  # of the soft argmax
 _BLOCKS = {"block1": (1, False), "block2": (2, False), "block3": (4, True), "block4": (4, True)}
 _UPSAMPLING = (1, 2, 8, 32)
 _SCORE_LAYERS = (0, 2, 4, 6)
+
+
+class DenseFeatures(NamedTuple):
+    """The features of every pixel of a photo, put together where they are read.
+
+    levels : (1, c, h, w) maps at 1, 1/2, 1/8 and 1/32 of the padded photo; a pixel's feature is
+    their values there, enlarged bilinearly, one behind the other, scaled to length 1.
+    padded, size : (width, height) of the padded photo and of the photo.
+    origin : the photo's place (x, y) in the padded one.
+    """
+
+    levels: tuple[Tensor, ...]
+    padded: tuple[int, int]
+    origin: tuple[int, int]
+    size: tuple[int, int]
+
+    @property
+    def dimension(self) -> int:
+        """Length of a feature."""
+        return sum(level.shape[1] for level in self.levels)
+
+    def at(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the features (..., d) of pixels x, y (...)."""
+        place = torch.stack([x + self.origin[0], y + self.origin[1]], dim=-1).float()
+        grid = 2.0 * place.reshape(1, 1, -1, 2) / (torch.tensor(self.padded) - 1.0) - 1.0
+        # With aligned corners the same relative place is read in every level.
+        rows = [
+            F.grid_sample(level, grid, mode="bilinear", align_corners=True)[0, :, 0]
+            for level in self.levels
+        ]
+        return F.normalize(torch.cat(rows).T, dim=1).reshape(*x.shape, -1)
+
+    def between(self, xy: Tensor) -> Tensor:
+        """Return the features (..., d) at places (..., 2), bilinear, 0 outside the photo."""
+        width, height = self.size
+        low = xy.floor()
+        total = torch.zeros(())
+        for dx in (0, 1):
+            for dy in (0, 1):
+                x, y = low[..., 0].long() + dx, low[..., 1].long() + dy
+                weight = (1 - (xy[..., 0] - x).abs()) * (1 - (xy[..., 1] - y).abs())
+                weight = weight * ((x >= 0) & (x < width) & (y >= 0) & (y < height))
+                corner = self.at(x.clamp(0, width - 1), y.clamp(0, height - 1))
+                total = total + corner * weight[..., None]
+        return total
 
 
 class AlikedNetwork:
@@ -63,13 +108,14 @@ class AlikedNetwork:
                     tensors[f"{conv}.weight"], tensors, f"{block}.bn{i}"
                 )
 
-    def dense(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features (1, d, h, w), length 1 in each pixel, and scores (1, 1, h, w)."""
+    def dense(self, rgb: Tensor) -> tuple[DenseFeatures, Tensor]:
+        """Return the photo's features and its scores (1, 1, h, w) in 0 ... 1."""
         height, width = rgb.shape[-2:]
         pad_x, pad_y = -width % _DIVISOR, -height % _DIVISOR
         left, top = pad_x // 2, pad_y // 2
         x = F.pad(rgb, (left, pad_x - left, top, pad_y - top), mode="replicate")
-        maps, parts = [], []
+        padded = (x.shape[-1], x.shape[-2])
+        levels, parts = [], []
         begin = 0
         head = self._t["score_head.0.weight"]
         for i, (block, factor) in enumerate(zip(_BLOCKS, _UPSAMPLING), start=1):
@@ -79,37 +125,35 @@ class AlikedNetwork:
             # A 1x1 convolution and the enlargement commute: the score head's first one runs on
             # the small maps.
             parts.append(_enlarge(F.conv2d(level, head[:, begin:end]), factor))
-            maps.append(_enlarge(level, factor))
+            levels.append(level)
             begin = end
         scores = F.selu(sum(parts[1:], parts[0]))
         for layer in _SCORE_LAYERS[1:]:
             scores = F.conv2d(scores, self._t[f"score_head.{layer}.weight"], padding=1)
             scores = torch.sigmoid(scores) if layer == _SCORE_LAYERS[-1] else F.selu(scores)
-        window = (..., slice(top, top + height), slice(left, left + width))
-        features = F.normalize(torch.cat([m[window] for m in maps], dim=1), dim=1)
-        return features, scores[window]
+        features = DenseFeatures(tuple(levels), padded, (left, top), (width, height))
+        return features, scores[..., top : top + height, left : left + width]
 
-    def describe(self, features: Tensor, xy: Tensor) -> Tensor:
+    def describe(self, features: DenseFeatures, xy: Tensor) -> Tensor:
         """Return descriptors (n, d) of keypoints (n, 2), pixels, from dense features."""
-        n, (height, width) = len(xy), features.shape[2:]
+        width, height = features.size
         window = self._t["desc_head.offset_conv.0.weight"].shape[-1]
         # The window begins at the keypoint's cell less half a window, kept inside the map.
         corner = (xy.long() - window / 2 + 1).long()
-        corner_x = corner[:, 0].clamp(0, width - 1 - window)
-        corner_y = corner[:, 1].clamp(0, height - 1 - window)
+        corner_x = corner[:, 0].clamp(0, max(0, width - 1 - window))
+        corner_y = corner[:, 1].clamp(0, max(0, height - 1 - window))
         steps = torch.arange(window)
-        rows = (corner_y[:, None] + steps)[:, :, None]
-        columns = (corner_x[:, None] + steps)[:, None, :]
-        patches = features[0][:, rows, columns].transpose(0, 1)
+        rows = (corner_y[:, None] + steps)[:, :, None].expand(-1, -1, window)
+        columns = (corner_x[:, None] + steps)[:, None, :].expand(-1, window, -1)
+        patches = features.at(columns, rows).permute(0, 3, 1, 2)
         hidden = F.selu(self._conv("desc_head.offset_conv.0", patches))
         offsets = self._conv("desc_head.offset_conv.2", hidden)[:, :, 0, 0]
         limit = max(height, width) / 4.0
-        offsets = offsets.clamp(-limit, limit).reshape(n, 2, -1).transpose(1, 2)
-        places = xy[:, None] + offsets
-        grid = 2.0 * places / torch.tensor([width - 1.0, height - 1.0]) - 1.0
-        sampled = F.grid_sample(features, grid[None], mode="bilinear", align_corners=True)
-        sampled = F.selu(F.conv2d(sampled, self._t["desc_head.sf_conv.weight"]))[0]
-        joined = torch.einsum("cnp,pcd->nd", sampled, self._t["desc_head.agg_weights"])
+        offsets = offsets.clamp(-limit, limit).reshape(len(xy), 2, -1).transpose(1, 2)
+        sampled = features.between(xy[:, None] + offsets)
+        kernel = self._t["desc_head.sf_conv.weight"][:, :, 0, 0]
+        hidden = F.selu(F.linear(sampled, kernel))
+        joined = torch.einsum("npc,pcd->nd", hidden, self._t["desc_head.agg_weights"])
         return F.normalize(joined, dim=1)
 
     def _block(self, name: str, x: Tensor) -> Tensor:
@@ -215,7 +259,7 @@ class AlikedExtractor(LocalSystem):
                 features, scores = network.dense(rgb)
                 xy, found = find_keypoints(scores[0, 0], threshold, limit)
                 if len(xy) == 0:
-                    return LocalFeatures.empty(features.shape[1], image.size)
+                    return LocalFeatures.empty(features.dimension, image.size)
                 descriptors = network.describe(features, xy)
             return LocalFeatures(
                 xy.numpy(), descriptors.numpy(), found.numpy(), image_size=image.size

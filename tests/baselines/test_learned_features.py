@@ -9,7 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from delfsearch.baselines import learned_weights
-from delfsearch.baselines.aliked import AlikedExtractor, deformable_conv, find_keypoints
+from delfsearch.baselines.aliked import (
+    AlikedExtractor,
+    DenseFeatures,
+    deformable_conv,
+    find_keypoints,
+)
 from delfsearch.baselines.xfeat import XFeatExtractor
 from delfsearch.errors import WeightsError
 
@@ -219,3 +224,23 @@ def test_keypoints_are_found_between_pixels():
     scores = torch.exp(-((x - 14.3) ** 2 + (y - 11.8) ** 2) / 4.0)
     xy, _ = find_keypoints(scores, 0.2, 1)
     np.testing.assert_allclose(xy[0], [14.3, 11.8], atol=0.15)
+
+
+def test_features_read_where_needed_equal_the_whole_map():
+    g = torch.Generator().manual_seed(3)
+    padded, origin, size = (96, 64), (5, 2), (83, 60)
+    levels = tuple(torch.randn(1, 2, 64 // f, 96 // f, generator=g) for f in (1, 2, 8, 32))
+    features = DenseFeatures(levels, padded, origin, size)
+    whole = torch.cat(
+        [F.interpolate(x, (64, 96), mode="bilinear", align_corners=True) for x in levels], dim=1
+    )
+    whole = F.normalize(whole[:, :, 2 : 2 + 60, 5 : 5 + 83], dim=1)
+    y, x = torch.meshgrid(torch.arange(60), torch.arange(83), indexing="ij")
+    assert features.dimension == 8
+    torch.testing.assert_close(features.at(x, y), whole[0].permute(1, 2, 0), rtol=1e-3, atol=1e-4)
+    places = torch.rand(50, 3, 2, generator=g) * torch.tensor([103.0, 80.0]) - 10.0
+    grid = 2.0 * places / torch.tensor([82.0, 59.0]) - 1.0
+    expected = F.grid_sample(whole, grid[None], mode="bilinear", align_corners=True)[0]
+    torch.testing.assert_close(
+        features.between(places), expected.permute(1, 2, 0), rtol=1e-3, atol=1e-4
+    )

@@ -63,7 +63,10 @@ def test_known_distances(one, other, km):
 @settings(deadline=None)
 @given(places, places)
 def test_agrees_with_the_haversine_formula(one, other):
-    assert abs(float(great_circle_km(one, other)) - slow_distance(one, other)) < 1e-6
+    expected = slow_distance(one, other)
+    # The haversine formula itself loses digits near the antipodes.
+    tolerance = 1e-6 if expected < 170 * DEGREE else 1e-3
+    assert abs(float(great_circle_km(one, other)) - expected) < tolerance
 
 
 @settings(deadline=None)

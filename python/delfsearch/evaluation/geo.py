@@ -279,10 +279,12 @@ def _count_within(
     if not len(queries) or not len(database):
         return counts
     tree = _tree(database)
-    counts[:] = tree.query_radius(queries, limit + _CHORD_MARGIN, count_only=True)
+    # In bands of latitude, so that one query's part of the tree is still in cache for the next.
+    order = np.lexsort((queries[:, 0], np.round(queries[:, 2], 2)))
+    counts[order] = tree.query_radius(queries[order], limit + _CHORD_MARGIN, count_only=True)
     surely = np.zeros_like(counts)
     if limit > _CHORD_MARGIN:
-        surely[:] = tree.query_radius(queries, limit - _CHORD_MARGIN, count_only=True)
+        surely[order] = tree.query_radius(queries[order], limit - _CHORD_MARGIN, count_only=True)
     unsure = np.flatnonzero(counts != surely)
     if not len(unsure):
         return counts

@@ -74,7 +74,7 @@ def main() -> None:
         SimpleNamespace(id=i, positives={str(p) for p in positives[i]}, junk=(), scene="")
         for i in range(few)
     ]
-    # Photos in 3,000 places of the globe, each some kilometres wide; queries taken where photos are.
+    # Photos in 3,000 places of the globe, each some kilometres wide, and queries among them.
     rng = np.random.default_rng(2)
     places = rng.uniform([-60, -179], [60, 179], (3_000, 2))
     photos = places[rng.integers(0, len(places), arguments.database)]

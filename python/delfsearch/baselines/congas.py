@@ -109,6 +109,7 @@ class CongasExtractor(LocalSystem):
     """
 
     name = "congas"
+    suggested_min_inliers = 19
 
     def __init__(
         self,

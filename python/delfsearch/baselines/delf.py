@@ -12,6 +12,8 @@ class DelfSystem(DelfExtractor):
 
     kind: Literal["local"] = "local"
     name = "delf"
+    # The Verifier's own default is for these features.
+    suggested_min_inliers: int | None = None
 
     @property
     def needs(self) -> Literal["nothing", "photos"]:

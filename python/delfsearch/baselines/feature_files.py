@@ -171,6 +171,7 @@ class StoredFeatures:
     kind: Literal["local"] = "local"
     needs: Literal["nothing"] = "nothing"
     max_squared_distance: float | None = None
+    suggested_min_inliers: int | None = None
 
     def __init__(
         self,

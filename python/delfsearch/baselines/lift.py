@@ -37,6 +37,7 @@ class LiftFeatures:
     needs: Literal["nothing"] = "nothing"
     name = "lift"
     max_squared_distance: float | None = None
+    suggested_min_inliers: int | None = None
 
     def __init__(
         self,

@@ -46,6 +46,8 @@ class LocalSystem(BaseEstimator):  # type: ignore[misc]
     random_state: Any
     # Squared L2 beyond which two descriptors are no match; None: not known for these features.
     max_squared_distance: float | None = None
+    # min_inliers for the Verifier as docs/baselines.md measures it; None: not measured.
+    suggested_min_inliers: int | None = None
 
     @property
     def needs(self) -> Literal["nothing", "photos"]:

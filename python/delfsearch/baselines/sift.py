@@ -49,6 +49,11 @@ class SiftExtractor(LocalSystem):
         return "rootsift" if self.root else "sift"
 
     @property
+    def suggested_min_inliers(self) -> int | None:  # type: ignore[override]
+        """min_inliers for the Verifier, docs/baselines.md; None where it was not measured."""
+        return 47 if self.root and self.n_components is None else None
+
+    @property
     def ran(self) -> str:
         """What actually runs, for the caption of a table."""
         reduced = "" if self.n_components is None else f", PCA to {self.n_components}"

@@ -4,7 +4,8 @@ A system has `name`, `kind` ("local" or "global"), `ran` (what actually ran, for
 weights stood in), `needs` (what fit has yet to see: "nothing", "photos", or photos with "labels"),
 `fit(photos, y=None)`, and `stream(photos)`, which yields (photo, LocalFeatures or one vector (d,)
 float32, or the PhotoError of a photo that cannot be read). Local systems go through DelfIndex and
-Verifier, with `max_squared_distance` for the index; global ones through GlobalIndex, with
+Verifier, with `max_squared_distance` for the index and, where it was measured,
+`suggested_min_inliers` for the verifier; global ones through GlobalIndex, with
 `query_expansion` for its query.
 """
 
@@ -25,6 +26,7 @@ class LocalFeatureSystem(Protocol):
 
     kind: Literal["local"]
     max_squared_distance: float | None
+    suggested_min_inliers: int | None
 
     @property
     def name(self) -> str:

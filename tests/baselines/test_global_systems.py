@@ -124,7 +124,7 @@ def test_siamac_whitens_as_it_learned(vgg_path, photo_paths):
     extractor = siamac_extractor(vgg_path, n_components=4)
     assert extractor.needs == "labels"
     extractor.fit(photo_paths, LABELS)
-    expected = DiscriminativeWhitening(4, shrinkage=0.1).fit(raw, LABELS).transform(raw)
+    expected = DiscriminativeWhitening(4, shrinkage=0.5).fit(raw, LABELS).transform(raw)
     np.testing.assert_allclose(extractor.transform(photo_paths), expected, rtol=1e-3, atol=1e-5)
     again = siamac_extractor(vgg_path, n_components=4).fit_vectors(raw, LABELS)
     np.testing.assert_allclose(again.transform(photo_paths), expected, rtol=1e-3, atol=1e-5)

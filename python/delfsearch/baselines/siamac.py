@@ -50,7 +50,7 @@ class SiamacExtractor(GlobalSystem):
         max_side: int | None = 1024,
         whitening: str = "auto",
         n_components: int = 512,
-        shrinkage: float = 0.1,
+        shrinkage: float = 0.5,
         query_expansion: int = 0,
         precision: str = "auto",
         device: str = "auto",

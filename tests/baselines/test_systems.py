@@ -105,6 +105,23 @@ def test_names_and_contradictions():
         load_system("congas", n_octaves=3)
 
 
+def test_min_inliers_are_suggested_where_they_were_measured():
+    suggested = {
+        name: load_system(name).suggested_min_inliers
+        for name in ("delf", "congas", "sift", "rootsift", "xfeat", "aliked")
+    }
+    assert suggested == {
+        "delf": None,
+        "congas": 19,
+        "sift": None,
+        "rootsift": 47,
+        "xfeat": 79,
+        "aliked": None,
+    }
+    assert load_system("rootsift", n_components=40).suggested_min_inliers is None
+    assert load_system("xfeat", weights="other.pth").suggested_min_inliers is None
+
+
 def test_importing_loads_no_torch():
     code = "import sys, delfsearch.baselines; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -128,6 +128,11 @@ class XFeatExtractor(LocalSystem):
         self.random_state = random_state
 
     @property
+    def suggested_min_inliers(self) -> int | None:  # type: ignore[override]
+        """min_inliers for the Verifier, docs/baselines.md; None where it was not measured."""
+        return 79 if self.weights is None and self.n_components is None else None
+
+    @property
     def ran(self) -> str:
         """What actually runs, for the caption of a table."""
         reduced = "" if self.n_components is None else f", PCA to {self.n_components}"

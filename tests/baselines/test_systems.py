@@ -118,6 +118,7 @@ def test_min_inliers_are_suggested_where_they_were_measured():
         "xfeat": 79,
         "aliked": None,
     }
+    assert load_system("congas", n_components=None).suggested_min_inliers is None
     assert load_system("rootsift", n_components=40).suggested_min_inliers is None
     assert load_system("xfeat", weights="other.pth").suggested_min_inliers is None
 

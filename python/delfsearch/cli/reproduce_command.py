@@ -70,7 +70,7 @@ def add_parsers(commands: Any) -> None:
         "--max-candidates",
         type=positive,
         metavar="N",
-        help="photos verified for each query; default 200",
+        help="photos verified for each query; default 500",
     )
     add_progress_options(parser)
     parser.set_defaults(run=_reproduce)

@@ -71,7 +71,7 @@ class SearchSettings:
     """
 
     leaf_size: int = 1
-    max_candidates: int = 200
+    max_candidates: int = 500
     max_squared_distance: float | None = None
     min_inliers: int = 3
     max_answers: int = 1000

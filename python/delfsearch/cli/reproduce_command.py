@@ -17,8 +17,7 @@ from delfsearch.cli.common import (
 )
 from delfsearch.cli.output import answer, say
 from delfsearch.cli.progress import Progress
-
-_TABLES = ("table1", "table2", "table3", "table4", "table5", "table6", "table7", "fig4")
+from delfsearch.evaluation.paper import TABLE_NAMES
 
 
 def add_parsers(commands: Any) -> None:
@@ -31,7 +30,9 @@ def add_parsers(commands: Any) -> None:
         "What is worked out is kept in the --out folder: the same command goes on after an "
         "interruption, and other tables share its features.",
     )
-    parser.add_argument("tables", nargs="+", choices=_TABLES, metavar="TABLE", help=_listed())
+    parser.add_argument(
+        "tables", nargs="+", choices=TABLE_NAMES, metavar="TABLE", help="table1 ... table7, fig4"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="for results and features")
     sets = parser.add_argument_group("sets (docs/datasets.md says how they are laid out)")
     sets.add_argument("--oxford", metavar="F", help="Oxford5k")
@@ -154,7 +155,3 @@ def _weights(text: str) -> tuple[str, str]:
     if not (name and equals and file):
         raise argparse.ArgumentTypeError(f"want NAME=FILE, such as LC=lc.safetensors; got {text!r}")
     return name, file
-
-
-def _listed() -> str:
-    return "table1 ... table7 or fig4"

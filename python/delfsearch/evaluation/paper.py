@@ -130,6 +130,7 @@ _TABLES: dict[str, tuple[str, tuple[str, ...], dict[str, _Figures]]] = {
 }
 # Fig. 4 plots the systems of Table 5; its curve is printed as no numbers but those.
 _SAME = {"fig4": "table5"}
+TABLE_NAMES = (*_TABLES, *_SAME)
 
 
 @dataclass(frozen=True)

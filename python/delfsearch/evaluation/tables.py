@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from delfsearch.evaluation.paper import TABLE_NAMES
 from delfsearch.evaluation.protocol import Effort
 
 # Sec. 5.2.
@@ -23,7 +24,6 @@ SMALL_GRID = (Effort(8, 1280), Effort(32, 5000))
 # More cells than the pyramid of any photo of at most 1,024 pixels has.
 ALL_FEATURES = 100_000
 
-TABLE_NAMES = ("table1", "table2", "table3", "table4", "table5", "table6", "table7", "fig4")
 TP_PRECISIONS = {"TP@95%": 0.95, "TP@90%": 0.90, "TP@85%": 0.85}
 RECALL, MEAN_AP = "R@90%", "mAP"
 

@@ -95,6 +95,16 @@ def test_a_smoke_folder_learns_from_photos_that_answer_nothing(miniature):
     assert fit.photos and not right & set(fit.photos)
 
 
+def test_a_shortened_smoke_folder_learns_from_labelled_photos_of_other_things(miniature):
+    smoke = Sources(smoke=miniature["library"])
+    columns = get_table("table5").columns
+    dataset, fit = load_set("large", columns, smoke, Limits(queries=2, photos=6))
+    scenes = {query.scene for query in dataset.queries}
+    assert len(scenes) == 2 and len(set(fit.labels)) == 2
+    assert not scenes & set(fit.labels) and len(fit.photos) == 4
+    assert not {query.path for query in dataset.all_queries} & set(fit.photos)
+
+
 def test_mean_average_precision_asks_no_distractor_queries():
     columns = [c for c in get_table("table3").columns if c.metric == MEAN_AP]
     assert len(columns) == 4 and {c.n_distractor_queries for c in columns} == {0}

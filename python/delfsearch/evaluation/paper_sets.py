@@ -93,8 +93,8 @@ def load_set(
         dataset = load_dataset("large", _existing(sources.large, name))
     else:
         dataset = _starred(name, wanted, sources, limits)
-    dataset = shortened(dataset, limits)
-    return dataset, _fit_photos(name, dataset, sources, limits)
+    asked = shortened(dataset, limits)
+    return asked, _fit_photos(name, asked, dataset, sources, limits)
 
 
 def shortened(dataset: Dataset, limits: Limits) -> Dataset:
@@ -153,8 +153,13 @@ def _starred(name: str, wanted: int, sources: Sources, limits: Limits) -> Datase
     return with_distractor_queries(dataset, other, wanted)
 
 
-def _fit_photos(name: str, dataset: Dataset, sources: Sources, limits: Limits) -> FitPhotos:
-    """Return photos to learn from: training photos, another set's, or the database's own."""
+def _fit_photos(
+    name: str, dataset: Dataset, whole: Dataset, sources: Sources, limits: Limits
+) -> FitPhotos:
+    """Return photos to learn from: training photos, another set's, or the database's own.
+
+    whole : the set before it was shortened.
+    """
     if sources.training is not None:
         given = read_image_folder(sources.training, queries="first")
         where, labels, source = given.paths, given.labels, "training photos"
@@ -168,19 +173,35 @@ def _fit_photos(name: str, dataset: Dataset, sources: Sources, limits: Limits) -
     else:
         right = {photo for query in dataset.queries for photo in query.positives}
         others = [photo for photo in dataset.database if photo not in right]
+        shown = {whole.labels.get(photo) for photo in right}
+        spare = [p for p, label in whole.labels.items() if label not in shown and p not in right]
+        if dataset.radius_km is None and len({whole.labels[p] for p in spare}) > 1:
+            # A shortened set leaves labelled photos of what is not asked for.
+            source = f"photos of {whole.name} of what no query asks for"
+            return _labelled(source, spare, whole.labels, whole.paths, limits)
         where, labels = dataset.paths, {}
         source = "photos of the database that answer no query"
         candidates = others
         if not others or dataset.radius_km is not None:
             candidates, source = list(dataset.database), "photos of the database itself"
+    if any(photo in labels for photo in candidates):
+        return _labelled(source, candidates, labels, where, limits)
+    drawn = _drawn(candidates, limits.fit_photos)
+    return FitPhotos(f"{len(drawn)} {source}", tuple(Path(where[photo]) for photo in drawn))
+
+
+def _labelled(
+    source: str,
+    candidates: Sequence[str],
+    labels: Mapping[str, str],
+    where: Mapping[str, Path],
+    limits: Limits,
+) -> FitPhotos:
+    """Return some photos of each thing, because a whitening learns from pairs of the same."""
     groups: dict[str, list[str]] = {}
     for photo in candidates:
         if photo in labels:
             groups.setdefault(labels[photo], []).append(photo)
-    if not groups:
-        drawn = _drawn(candidates, limits.fit_photos)
-        return FitPhotos(f"{len(drawn)} {source}", tuple(Path(where[photo]) for photo in drawn))
-    # Some photos of each thing, because a whitening learns from pairs that show the same.
     several = [_drawn(groups[label], _FIT_PER_LABEL) for label in _drawn(list(groups), len(groups))]
     drawn = [photo for group in several for photo in group][: limits.fit_photos]
     return FitPhotos(

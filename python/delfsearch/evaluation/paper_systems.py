@@ -296,11 +296,11 @@ def _global(row: Row, laboratory: Laboratory) -> Runnable:
         )
         _restore(family, system, arrays)
         identity.append(_digest(arrays))
-        learned_from = f", learned from {fit.source}"
+        learned_from = f"; fitted to {fit.source}"
     elif needs == "labels":
         system.set_params(whitening="none")
         identity.append("no whitening")
-        learned_from = ", as no labelled photos were given to learn it from"
+        learned_from = "; no labelled photos were given to learn a whitening from"
     parameters = {"system": family, "identity": identity}
     shelf = laboratory.store.shelf(parameters, system.stream)
     return Runnable(

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from delfsearch.errors import DatasetError
-from delfsearch.evaluation.paper import SOURCE
+from delfsearch.evaluation.paper import SOURCE, paper_value
 from delfsearch.evaluation.paper_sets import Sources, describe
 from delfsearch.evaluation.reproduce import Cell, RowResult, TableResult
+from delfsearch.evaluation.tables import Column
 
 JSON_VERSION = 1
 TUNED = (
@@ -56,7 +57,7 @@ def as_markdown(result: TableResult) -> str:
     """Return a table of ours beside the paper's, with what ran below."""
     header = ["row"]
     for column in result.columns:
-        header += [f"{column.name}: ours", "the paper's"]
+        header += [f"{_title(result, column)}: ours", f"{_of_paper(result, column)}the paper's"]
     lines = [
         f"# {result.table.source}: {result.table.title}",
         "",
@@ -71,7 +72,8 @@ def as_markdown(result: TableResult) -> str:
         values = [row.name]
         for column in result.columns:
             cell = cells.get(column.name)
-            values += [_ours(row, cell), "-" if cell is None else _number(cell.paper)]
+            paper = paper_value(result.table.name, row.name, column.name)
+            values += [_ours(row, cell), _number(paper)]
         lines.append("| " + " | ".join(values) + " |")
     lines += ["", TUNED if any(_has_grid(row) for row in result.rows) else ""]
     if result.smoke:
@@ -136,7 +138,8 @@ def plot_table(result: TableResult) -> Any:
         ax = figure.subplots()
         for name, curve in curves:
             if curve.precision:
-                ax.plot(curve.true_positives, curve.precision, label=f"{name} ({curve.effort})")
+                label = f"{name} ({curve.effort})" if curve.effort else name
+                ax.plot(curve.true_positives, curve.precision, label=label)
             else:
                 ax.plot([], [], label=f"{name} (no answers)")
         ax.set(xlabel="true positives", ylabel="precision", ylim=(0, 1.02), title="ours")
@@ -150,10 +153,13 @@ def plot_table(result: TableResult) -> Any:
     for ax, column in zip(axes, columns):
         by_row = [{cell.column: cell for cell in row.cells}.get(column.name) for row in result.rows]
         ours = [0.0 if cell is None else _or_zero(cell.value) for cell in by_row]
-        paper = [0.0 if cell is None else (cell.paper or 0.0) for cell in by_row]
         ax.barh([p - 0.2 for p in places], ours, height=0.38, label="ours")
-        ax.barh([p + 0.2 for p in places], paper, height=0.38, label="the paper's", color="0.75")
-        ax.set_title(column.name, fontsize="small")
+        if not result.smoke:
+            paper = [paper_value(result.table.name, r.name, column.name) for r in result.rows]
+            values = [value or 0.0 for value in paper]
+            shifted = [p + 0.2 for p in places]
+            ax.barh(shifted, values, height=0.38, label="the paper's", color="0.75")
+        ax.set_title(_title(result, column), fontsize="small")
     axes[0].set_yticks(places, [row.name for row in result.rows], fontsize="small")
     axes[0].invert_yaxis()
     axes[0].legend(fontsize="x-small")
@@ -182,6 +188,16 @@ def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
         key: None if isinstance(value, float) and math.isnan(value) else value
         for key, value in values.items()
     }
+
+
+def _title(result: TableResult, column: Column) -> str:
+    """Return a column's name, without the paper's set where another stood for it."""
+    rest = column.name.partition(" ")[2]
+    return rest if result.smoke and rest else column.name
+
+
+def _of_paper(result: TableResult, column: Column) -> str:
+    return f"{column.name}: " if result.smoke else ""
 
 
 def _ours(row: RowResult, cell: Cell | None) -> str:

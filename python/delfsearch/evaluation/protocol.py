@@ -105,7 +105,8 @@ class SystemRun:
     """What a system answered on a Dataset.
 
     answers : for each effort (one None for global systems), by query id, (database id, score) best
-        first. n_database, n_unreadable : photos in the index, and left out as they cannot be read.
+        first; read from disk at each access.
+    n_database, n_unreadable : photos in the index, and left out as they cannot be read.
     unreadable_queries : ids. seconds_per_photo : of extraction. bytes_per_photo : of the index.
     """
 
@@ -186,7 +187,7 @@ def _run_local(
     folder: Path,
     settings: SearchSettings,
     progress: Progress | None,
-) -> tuple[dict[Effort | None, Answers], int, float]:
+) -> tuple[Mapping[Effort | None, Answers], int, float]:
     if not efforts:
         raise ValueError("efforts must hold at least one; got none")
     what = {
@@ -292,7 +293,7 @@ def _run_global(
     folder: Path,
     settings: SearchSettings,
     progress: Progress | None,
-) -> tuple[dict[Effort | None, Answers], int, float]:
+) -> tuple[Mapping[Effort | None, Answers], int, float]:
     what = {
         "features": [runnable.shelf.key, dict(runnable.view_key)],
         "database": _fingerprint(dataset),
@@ -336,31 +337,61 @@ def _run_global(
 
 
 class _AnswerLog:
-    """Answers on disk, a line for each query; a line that an interruption tore is forgotten."""
+    """Answers on disk, a line for each query; a line that an interruption tore is forgotten.
+
+    Only the names of the queries are held in memory.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.answers: Answers = {}
+        self.done: set[str] = set()
         whole = 0
-        try:
-            with path.open("rb") as file:
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    query, answers = json.loads(line)
-                    self.answers[query] = [(name, float(score)) for name, score in answers]
-                    whole += len(line)
-        except FileNotFoundError:
-            return
-        if whole != path.stat().st_size:
-            os.truncate(path, whole)
+        for line in self._lines():
+            if not line.endswith(b"\n"):
+                os.truncate(path, whole)
+                break
+            self.done.add(json.loads(line)[0])
+            whole += len(line)
 
     def add(self, found: Mapping[str, list[tuple[str, float]]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="ascii") as file:
             for query, answers in found.items():
                 file.write(json.dumps([query, answers], allow_nan=False) + "\n")
-        self.answers.update(found)
+        self.done.update(found)
+
+    def read(self, ids: Mapping[str, str]) -> Answers:
+        """Return the answers of the queries with these names, by their ids."""
+        answers: Answers = {}
+        for line in self._lines():
+            query, found = json.loads(line)
+            if query in ids:
+                answers[ids[query]] = [(name, float(score)) for name, score in found]
+        return answers
+
+    def _lines(self) -> Iterator[bytes]:
+        try:
+            with self.path.open("rb") as file:
+                yield from file
+        except FileNotFoundError:
+            return
+
+
+class _KeptAnswers(Mapping["Effort | None", Answers]):
+    """Answers by effort, read from disk when asked for: all of a grid may not fit in memory."""
+
+    def __init__(self, logs: Mapping[Effort | None, _AnswerLog], ids: Mapping[str, str]) -> None:
+        self._logs = logs
+        self._ids = ids
+
+    def __getitem__(self, effort: Effort | None) -> Answers:
+        return self._logs[effort].read(self._ids)
+
+    def __iter__(self) -> Iterator[Effort | None]:
+        return iter(self._logs)
+
+    def __len__(self) -> int:
+        return len(self._logs)
 
 
 def _ask_all(
@@ -368,22 +399,19 @@ def _ask_all(
     logs: Mapping[Effort | None, _AnswerLog],
     ask: Callable[[Sequence[Query], Effort | None], list[list[tuple[str, float]]]],
     progress: Progress | None,
-) -> dict[Effort | None, Answers]:
+) -> Mapping[Effort | None, Answers]:
     keys = {query.id: _query_key(query) for query in dataset.all_queries}
     total = len(keys) * len(logs)
     done = 0
     for effort, log in logs.items():
-        missing = [query for query in dataset.all_queries if keys[query.id] not in log.answers]
+        missing = [query for query in dataset.all_queries if keys[query.id] not in log.done]
         done += len(keys) - len(missing)
         for batch in _batches(missing):
             log.add({keys[q.id]: found for q, found in zip(batch, ask(batch, effort))})
             done += len(batch)
             if progress is not None:
                 progress("answers", done, total)
-    return {
-        effort: {query: log.answers[key] for query, key in keys.items()}
-        for effort, log in logs.items()
-    }
+    return _KeptAnswers(logs, {key: query for query, key in keys.items()})
 
 
 def _batches(queries: Sequence[Query]) -> Iterator[Sequence[Query]]:

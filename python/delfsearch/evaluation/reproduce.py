@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from delfsearch.evaluation.datasets.base import Dataset
@@ -157,7 +157,7 @@ class TableResult:
     """A table that was run.
 
     sets : what each set held and how it was made. missing : columns' sets that were not at hand.
-    grid : the points that were tried. settings : what else the figures depend on.
+    settings : what else the figures depend on. smoke : whether one folder stood for all sets.
     """
 
     table: Table
@@ -196,9 +196,11 @@ def reproduce(
     reductions = Counter(
         extraction for extraction, _ in {_reduction_of(row, weights) for row in table.rows}
     )
-    partial: dict[str, list[tuple[str, SystemRun, Dataset]]] = {row.name: [] for row in table.rows}
-    ran: dict[str, dict[str, str]] = {row.name: {} for row in table.rows}
-    left_out: dict[str, str] = {}
+    rows = {
+        row.name: RowResult(row.name, NETWORKS.get(row.network, row.system), {})
+        for row in table.rows
+    }
+    order = {column.name: place for place, column in enumerate(columns)}
     sets: dict[str, Sequence[str]] = {}
     # With a smoke folder one set stands for all.
     names = dict.fromkeys(
@@ -228,9 +230,8 @@ def reproduce(
             several = reductions[_reduction_of(row, weights)[0]] > 1
             runnable = prepare(row, laboratory, several_reductions=several)
             if isinstance(runnable, LeftOut):
-                left_out[row.name] = runnable.reason
+                rows[row.name] = replace(rows[row.name], left_out=runnable.reason)
                 continue
-            ran[row.name][dataset_name] = runnable.ran
             run = run_system(
                 runnable,
                 dataset,
@@ -239,14 +240,18 @@ def reproduce(
                 settings=settings.search,
                 progress=_bound(progress, row.name, dataset_name),
             )
-            partial[row.name].append((dataset_name, run, dataset))
-    rows = tuple(
-        RowResult(row.name, NETWORKS.get(row.network, row.system), {}, left_out=left_out[row.name])
-        if row.name in left_out
-        else _row_result(name, row, columns, ran[row.name], partial[row.name])
-        for row in table.rows
+            cells, curve = _cells(name, row, asked, dataset_name, dataset, run)
+            so_far = rows[row.name]
+            rows[row.name] = replace(
+                so_far,
+                ran={**so_far.ran, dataset_name: runnable.ran},
+                cells=tuple(sorted((*so_far.cells, *cells), key=lambda c: order[c.column])),
+                costs=(*so_far.costs, _cost(dataset_name, run)),
+                curve=curve,
+            )
+    return TableResult(
+        table, columns, tuple(rows.values()), sets, missing, settings, sources.smoke is not None
     )
-    return TableResult(table, columns, rows, sets, missing, settings, sources.smoke is not None)
 
 
 def measure(metric: str, judged: JudgedQueries) -> float:
@@ -258,47 +263,43 @@ def measure(metric: str, judged: JudgedQueries) -> float:
     return float(true_positives_at_precision(judged, TP_PRECISIONS[metric]))
 
 
-def _row_result(
-    table: str,
-    row: Row,
-    columns: Sequence[Column],
-    ran: Mapping[str, str],
-    runs: Sequence[tuple[str, SystemRun, Dataset]],
-) -> RowResult:
+def _cells(
+    table: str, row: Row, columns: Sequence[Column], name: str, dataset: Dataset, run: SystemRun
+) -> tuple[list[Cell], Curve | None]:
+    """Return the cells of a row on one set, and its curve where the table is Fig. 4."""
+    asked = [min(c.n_distractor_queries, len(dataset.distractor_queries)) for c in columns]
+    grids: list[dict[Effort | None, float]] = [{} for _ in columns]
+    for effort, answers in run.answers.items():  # read once each, one in memory at a time
+        for column, n, grid in zip(columns, asked, grids):
+            judged = judge_answers(dataset, answers, n_distractor_queries=n)
+            grid[effort] = measure(column.metric, judged)
     cells: list[Cell] = []
-    costs: list[Cost] = []
     curve = None
-    for name, run, dataset in runs:
-        costs.append(
-            Cost(name, run.seconds_per_photo, run.bytes_per_photo, run.n_database, run.n_unreadable)
-        )
-        for column in columns if name == "smoke" else _of(columns, name):
-            n = min(column.n_distractor_queries, len(dataset.distractor_queries))
-            judged = {
-                effort: judge_answers(dataset, answers, n_distractor_queries=n)
-                for effort, answers in run.answers.items()
-            }
-            grid = {effort: measure(column.metric, j) for effort, j in judged.items()}
-            best = max(grid, key=lambda effort: grid[effort])  # the first of equals
-            cells.append(
-                Cell(
-                    column=column.name,
-                    dataset=name,
-                    metric=column.metric,
-                    value=grid[best],
-                    paper=paper_value(table, row.name, column.name),
-                    effort=_shown(best),
-                    grid={_shown(effort): value for effort, value in grid.items() if effort},
-                    n_queries=len(dataset.queries),
-                    n_distractor_queries=n,
-                )
+    for column, n, grid in zip(columns, asked, grids):
+        best = max(grid, key=lambda effort: grid[effort])
+        cells.append(
+            Cell(
+                column=column.name,
+                dataset=name,
+                metric=column.metric,
+                value=grid[best],
+                paper=paper_value(table, row.name, column.name),
+                effort=_shown(best),
+                grid={_shown(effort): value for effort, value in grid.items() if effort},
+                n_queries=len(dataset.queries),
+                n_distractor_queries=n,
             )
-            if table == "fig4" and column.metric == "TP@90%":
-                curve = _curve(_shown(best), judged[best])
-    order = {column.name: place for place, column in enumerate(columns)}
-    cells.sort(key=lambda cell: order[cell.column])
-    wanted = NETWORKS.get(row.network, row.system)
-    return RowResult(row.name, wanted, ran, tuple(cells), tuple(costs), curve)
+        )
+        if table == "fig4" and column.metric == "TP@90%":
+            judged = judge_answers(dataset, run.answers[best], n_distractor_queries=n)
+            curve = _curve(_shown(best), judged)
+    return cells, curve
+
+
+def _cost(dataset: str, run: SystemRun) -> Cost:
+    return Cost(
+        dataset, run.seconds_per_photo, run.bytes_per_photo, run.n_database, run.n_unreadable
+    )
 
 
 def _curve(effort: str, judged: JudgedQueries) -> Curve:

@@ -177,7 +177,7 @@ def _fit_photos(
         spare = [p for p, label in whole.labels.items() if label not in shown and p not in right]
         if dataset.radius_km is None and len({whole.labels[p] for p in spare}) > 1:
             # A shortened set leaves labelled photos of what is not asked for.
-            source = f"photos of {whole.name} of what no query asks for"
+            source = "photos of what no query asks for"
             return _labelled(source, spare, whole.labels, whole.paths, limits)
         where, labels = dataset.paths, {}
         source = "photos of the database that answer no query"

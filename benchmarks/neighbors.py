@@ -106,10 +106,12 @@ def recall_of(found: np.ndarray, exact: np.ndarray) -> float:
     return float(np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(found, exact)]))
 
 
-def ours(leaf_sizes: list[int], splits: str, threads: int) -> list[Method]:
+def ours(leaf_sizes: list[int], splits: str, refine_steps: int, threads: int) -> list[Method]:
     def build(leaf_size: int) -> Any:
         def fit(database: np.ndarray) -> tuple[Any, float]:
-            tree = QuantizedKDTree(leaf_size=leaf_size, splits=splits, n_jobs=threads)
+            tree = QuantizedKDTree(
+                leaf_size=leaf_size, splits=splits, refine_steps=refine_steps, n_jobs=threads
+            )
             tree.fit(database)
             return tree, sum(a.nbytes for a in tree.arrays().values()) / len(database)
 
@@ -120,12 +122,10 @@ def ours(leaf_sizes: list[int], splits: str, threads: int) -> list[Method]:
 
     return [
         Method(
-            name=f"delfsearch {splits} leaf {leaf_size}",
+            name=f"delfsearch {splits}+{refine_steps} leaf {leaf_size}",
             build=build(leaf_size),
             search=search,
-            settings=[
-                max(1, rows // leaf_size) for rows in (4000, 7000, 14000, 25000, 40000, 70000)
-            ],
+            settings=[max(1, rows // leaf_size) for rows in SCANNED],
         )
         for leaf_size in leaf_sizes
     ]
@@ -178,6 +178,10 @@ def measure(methods: list[Method], work: Workload, rounds: int, threads: int) ->
             point["queries_per_s"] = n / medians[method.name, point["setting"]]
         curve = [(p["recall"], p["queries_per_s"]) for p in result["curve"]]
         result["at_recall"] = {str(r): at_recall(curve, r) for r in RECALLS}
+        if method.name.startswith("delfsearch"):
+            visits = [(p["recall"], 1 / p["setting"]) for p in result["curve"]]
+            rates = {str(r): at_recall(visits, r) for r in RECALLS}
+            result["leaves_at_recall"] = {r: rate and 1 / rate for r, rate in rates.items()}
     result_list = list(results.values())
     if threads == 1:
         add_single_queries(methods, built, work, result_list)
@@ -222,6 +226,7 @@ def other_instruction_sets(arguments: argparse.Namespace, work: Workload) -> dic
             command = [sys.executable, __file__, "--worker", str(file)]
             command += ["--rounds", str(arguments.rounds), "--threads", str(arguments.threads)]
             command += ["--splits", arguments.splits]
+            command += ["--refine-steps", str(arguments.refine_steps)]
             command += ["--leaf-sizes", *map(str, arguments.leaf_sizes)]
             done = subprocess.run(
                 command,
@@ -259,6 +264,9 @@ def print_table(result: dict[str, Any]) -> None:
 
     for row in result["methods"]:
         line(row["method"], row)
+        if "leaves_at_recall" in row:
+            leaves = [f"{n:.0f}" if n else "-" for n in row["leaves_at_recall"].values()]
+            print(f"  leaves visited at these recalls: {', '.join(leaves)}")
     for simd, rows in result["other_instruction_sets"].items():
         if isinstance(rows, dict):
             print(f"{simd:34}left out: {rows['left_out']}")
@@ -292,6 +300,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--n-batches", type=int, default=4, help="query photos")
     parser.add_argument("--leaf-sizes", type=int, nargs="+", default=[64])
     parser.add_argument("--splits", choices=("means", "axis"), default="means")
+    parser.add_argument("--refine-steps", type=int, default=3)
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--simd", nargs="*", default=["avx512", "avx2"], help="to measure as well")
     parser.add_argument("--threads", type=int, default=1)
@@ -304,7 +313,9 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    methods = ours(arguments.leaf_sizes, arguments.splits, arguments.threads)
+    methods = ours(
+        arguments.leaf_sizes, arguments.splits, arguments.refine_steps, arguments.threads
+    )
     if arguments.worker:
         stored = np.load(arguments.worker)
         work = Workload(stored["database"], list(stored["batches"]), list(stored["exact"]))

@@ -84,13 +84,14 @@ def main() -> None:
     parser.add_argument("--exclude", nargs="*", default=[], help="parts of paths that do not ask")
     parser.add_argument("--sample", type=int, default=400, help="photos that ask")
     parser.add_argument("--warps", type=int, default=100)
+    parser.add_argument("--border-cells", type=int, default=0, help="of DelfExtractor")
     parser.add_argument("--n-jobs", type=int, default=1)
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     paths = unqueried_photos(args.photos)
     able = [i for i, path in enumerate(paths) if not any(text in path for text in args.exclude)]
     asking = np.sort(rng.permutation(able)[: args.sample])
-    extractor = DelfExtractor.preset("fast", n_jobs=args.n_jobs)
+    extractor = DelfExtractor.preset("fast", border_cells=args.border_cells, n_jobs=args.n_jobs)
     features = extractor.transform([args.photos / path for path in paths])
     index = DelfIndex(max_squared_distance=0.64, n_jobs=args.n_jobs).fit(features)
     chosen = rng.permutation(asking)[: args.warps]

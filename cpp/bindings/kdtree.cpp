@@ -75,13 +75,14 @@ void bind_kdtree(py::module_& m) {
   m.def(
       "build_kdtree",
       [](const Array<float>& lower, const Array<float>& step, const Array<std::uint8_t>& codes,
-         std::size_t leaf_size, bool axis_splits, int n_threads) {
+         std::size_t leaf_size, bool axis_splits, int refine_steps, int n_threads) {
         const Quantizer quantizer = make_quantizer(lower, step);
         KdTreeArrays arrays;
         {
           py::gil_scoped_release release;
-          arrays = build_kdtree(view(codes), quantizer, leaf_size,
-                                axis_splits ? Splits::kAxis : Splits::kMeans, n_threads);
+          arrays =
+              build_kdtree(view(codes), quantizer, leaf_size,
+                           axis_splits ? Splits::kAxis : Splits::kMeans, refine_steps, n_threads);
         }
         return py::make_tuple(to_numpy(std::move(arrays.codes)), to_numpy(std::move(arrays.norms)),
                               to_numpy(std::move(arrays.ids)),
@@ -89,7 +90,7 @@ void bind_kdtree(py::module_& m) {
                               to_numpy(std::move(arrays.leaf_norms)));
       },
       py::arg("lower").noconvert(), py::arg("step").noconvert(), py::arg("codes").noconvert(),
-      py::arg("leaf_size"), py::arg("axis_splits"), py::arg("n_threads"));
+      py::arg("leaf_size"), py::arg("axis_splits"), py::arg("refine_steps"), py::arg("n_threads"));
 
   py::class_<KdTreeView>(
       m, "KdTreeView",

@@ -7,14 +7,17 @@
 
 #include "delfsearch/kdtree.hpp"
 #include "delfsearch/parallel.hpp"
+#include "kdtree_layout.hpp"
+#include "kdtree_refine.hpp"
 
 namespace delfsearch {
 namespace {
 
-constexpr std::size_t kSample = 512;  // rows of a node that its direction is learnt from
-constexpr int kPowerSteps = 3;        // towards the principal axis, to start from
-constexpr int kMeansSteps = 4;        // of balanced 2-means
+constexpr std::size_t kSample = 256;  // rows of a node that its direction is learnt from
+constexpr int kPowerSteps = 2;        // towards the principal axis, to start from
+constexpr int kMeansSteps = 2;        // of balanced 2-means
 constexpr float kLargestFloat = std::numeric_limits<float>::max();
+constexpr std::size_t kNormsTogether = 4096;
 constexpr std::size_t kParallelNodes = 64;  // subtrees handed to threads
 
 // The order of the rows, being refined node by node. Each thread has its own scratch.
@@ -51,7 +54,7 @@ class Builder {
       const std::uint8_t* row = codes_ + order_[i] * d_;
       std::int32_t projection = 1 << 30;
       for (std::size_t j = 0; j < d_; ++j)
-        projection += weights_[j] * static_cast<std::int32_t>(row[j]);
+        projection += weights_[j] * static_cast<std::int16_t>(row[j]);
       keys_[i - begin] =
           static_cast<std::uint64_t>(static_cast<std::uint32_t>(projection)) << 32 | order_[i];
     }
@@ -93,9 +96,9 @@ class Builder {
     for (std::size_t j = 0; j < d_; ++j)
       largest = std::max(largest, std::fabs(direction_[j] * step_[j]));
     for (std::size_t j = 0; j < d_; ++j)
-      weights_[j] = largest > 0 ? static_cast<std::int32_t>(std::nearbyint(
+      weights_[j] = largest > 0 ? static_cast<std::int16_t>(std::nearbyint(
                                       direction_[j] * step_[j] / largest * max_weight_))
-                                : 0;
+                                : std::int16_t{0};
   }
 
   // Rows at equal spacing, in units of the largest step, less their mean.
@@ -170,52 +173,40 @@ class Builder {
   std::uint32_t* order_;
   float max_weight_;
   std::vector<float> direction_;
-  std::vector<std::int32_t> weights_;
+  std::vector<std::int16_t> weights_;
   std::vector<float> mean_, sample_, projections_, median_;
   std::size_t n_sample_ = 0;
   std::vector<std::uint64_t> keys_;
 };
 
-// Squared length of what each code stands for, seen from the middle of the range.
-class NormTable {
- public:
-  explicit NormTable(const Quantizer& quantizer) : d_(quantizer.dimension()), squares_(d_ * 256) {
-    for (std::size_t j = 0; j < d_; ++j)
-      for (int c = 0; c < 256; ++c) {
-        const double x = static_cast<double>(quantizer.step[j]) * (c - 128);
-        squares_[j * 256 + static_cast<std::size_t>(c)] = x * x;
-      }
+// Written so that NaN fails. Norms must stay finite: +inf means a row that was removed.
+void check_range(Span<const float> lower, Span<const float> step) {
+  double largest_norm = 0;
+  for (std::size_t j = 0; j < step.size(); ++j) {
+    if (!(std::fabs(lower[j]) <= 2 * Quantizer::kMaxMagnitude))
+      throw std::invalid_argument("lower must be finite");
+    if (!(step[j] >= 0 && step[j] <= Quantizer::kMaxMagnitude))
+      throw std::invalid_argument("step must be finite, not negative");
+    largest_norm += 128.0 * 128.0 * static_cast<double>(step[j]) * static_cast<double>(step[j]);
   }
-  float operator()(const std::uint8_t* row) const {
-    double sum = 0;
-    for (std::size_t j = 0; j < d_; ++j) sum += squares_[j * 256 + row[j]];
-    return static_cast<float>(sum);
-  }
-
- private:
-  std::size_t d_;
-  std::vector<double> squares_;
-};
-
-void put_row(std::vector<std::uint8_t>& blocks, std::size_t d, std::size_t place,
-             const std::uint8_t* row) {
-  std::uint8_t* block = blocks.data() + place / kKdTreeBlock * kKdTreeBlock * padded_dimension(d) +
-                        place % kKdTreeBlock * 4;
-  for (std::size_t j = 0; j < d; ++j) block[j / 4 * 64 + j % 4] = row[j];
+  if (!(largest_norm < static_cast<double>(kLargestFloat) / 4))
+    throw std::invalid_argument("step is too large: squared distances would overflow");
 }
 
 }  // namespace
 
 KdTreeArrays build_kdtree(Span<const std::uint8_t> codes, const Quantizer& quantizer,
-                          std::size_t leaf_size, Splits splits, int n_threads) {
+                          std::size_t leaf_size, Splits splits, int refine_steps, int n_threads) {
   const std::size_t d = quantizer.dimension();
   if (d == 0 || d > kMaxDimension || quantizer.step.size() != d)
     throw std::invalid_argument("a quantizer must have 1 to 65536 dimensions");
+  check_range(quantizer.lower, quantizer.step);
   if (codes.empty() || codes.size() % d != 0)
     throw std::invalid_argument("codes must be a multiple of the dimension and not empty");
   const std::size_t n = codes.size() / d;
   if (n > kMaxRows) throw std::invalid_argument("a tree holds at most 2^31 - 64 rows");
   if (leaf_size == 0) throw std::invalid_argument("leaf_size must be positive");
+  if (refine_steps < 0) throw std::invalid_argument("refine_steps must not be negative");
   leaf_size = std::min(leaf_size, n);
 
   std::vector<std::uint32_t> order(n);
@@ -246,6 +237,14 @@ KdTreeArrays build_kdtree(Span<const std::uint8_t> codes, const Quantizer& quant
     builders[static_cast<std::size_t>(thread)].split_fully(bounds[i], bounds[i + 1]);
   });
 
+  const kdtree::NormTable norm(quantizer);
+  std::vector<float> norms(n);
+  parallel_for((n + kNormsTogether - 1) / kNormsTogether, n_threads, [&](std::size_t task, int) {
+    for (std::size_t i = task * kNormsTogether; i < std::min((task + 1) * kNormsTogether, n); ++i)
+      norms[i] = norm(codes.data() + i * d);
+  });
+  kdtree::refine_leaves(codes, quantizer, norms, leaf_size, refine_steps, n_threads, order);
+
   KdTreeArrays arrays;
   const std::size_t n_leaves = (n + leaf_size - 1) / leaf_size;
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -254,7 +253,6 @@ KdTreeArrays build_kdtree(Span<const std::uint8_t> codes, const Quantizer& quant
   arrays.ids.resize(n * id_bytes(n));
   arrays.leaf_codes.assign(padded_rows(n_leaves) * padded_dimension(d), 0);
   arrays.leaf_norms.assign(padded_rows(n_leaves), kInfinity);
-  const NormTable norm(quantizer);
   // Leaves in runs of 16, so that no two threads write to one block of leaf codes. Blocks of rows
   // may be shared between leaves, but not their bytes.
   const std::size_t n_runs = padded_rows(n_leaves) / kKdTreeBlock;
@@ -267,8 +265,8 @@ KdTreeArrays build_kdtree(Span<const std::uint8_t> codes, const Quantizer& quant
       for (std::size_t place = begin; place < end; ++place) {
         const std::uint32_t id = order[place];
         const std::uint8_t* row = codes.data() + id * d;
-        put_row(arrays.codes, d, place, row);
-        arrays.norms[place] = norm(row);
+        kdtree::put_row(arrays.codes.data(), d, place, row);
+        arrays.norms[place] = norms[id];
         for (std::size_t b = 0; b < id_bytes(n); ++b)
           arrays.ids[place * id_bytes(n) + b] = static_cast<std::uint8_t>(id >> (8 * b));
         for (std::size_t j = 0; j < d; ++j) totals[j] += row[j];
@@ -276,7 +274,7 @@ KdTreeArrays build_kdtree(Span<const std::uint8_t> codes, const Quantizer& quant
       const std::uint64_t count = end - begin;
       for (std::size_t j = 0; j < d; ++j)
         mean[j] = static_cast<std::uint8_t>((2 * totals[j] + count) / (2 * count));
-      put_row(arrays.leaf_codes, d, leaf, mean.data());
+      kdtree::put_row(arrays.leaf_codes.data(), d, leaf, mean.data());
       arrays.leaf_norms[leaf] = norm(mean.data());
     }
   });
@@ -316,11 +314,7 @@ void KdTreeView::check() const {
   require(leaf_codes.size() == padded_rows(n_leaves()) * padded_dimension(d),
           "leaf_codes have the wrong size");
   require(leaf_norms.size() == padded_rows(n_leaves()), "leaf_norms have the wrong size");
-  for (std::size_t j = 0; j < d; ++j) {
-    require(std::fabs(lower[j]) <= 2 * Quantizer::kMaxMagnitude, "lower must be finite");
-    require(step[j] >= 0 && step[j] <= Quantizer::kMaxMagnitude,
-            "step must be finite, not negative");
-  }
+  check_range(lower, step);
   // Comparisons that NaN fails.
   for (std::size_t i = 0; i < norms.size(); ++i)
     require(norms[i] >= 0 && (i < n || norms[i] > kLargestFloat), "norms are damaged");

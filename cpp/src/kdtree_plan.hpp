@@ -14,7 +14,8 @@ namespace delfsearch::kdtree {
 
 constexpr std::size_t kGroupRows = 64;      // rows that a kernel call scans
 constexpr std::size_t kPendingSlack = 256;  // least rows beyond k between two choices
-constexpr std::size_t kFirstLooks = 192;    // rows beyond k scanned for a first limit
+constexpr std::size_t kSpare = 8;           // rows beyond k that a choice may leave
+constexpr std::size_t kFirstLooks = 448;    // rows beyond k scanned for a first limit
 
 // What a search needs of the tree beside its arrays, once per call.
 struct Plan {

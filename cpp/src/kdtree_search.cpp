@@ -7,9 +7,9 @@
 #include <limits>
 #include <stdexcept>
 
-#include "delfsearch/cpu.hpp"
 #include "delfsearch/kdtree.hpp"
 #include "delfsearch/parallel.hpp"
+#include "kdtree_encode.hpp"
 #include "kdtree_plan.hpp"
 #include "simd/kdtree_kernels.hpp"
 
@@ -18,9 +18,10 @@ namespace {
 
 using kdtree::FilterHead;
 using kdtree::Group;
-using kdtree::Kernels;
+using kdtree::kernels;
 using kdtree::kGroupRows;
 using kdtree::Plan;
+using kdtree::prefetch;
 using kdtree::Query;
 using kdtree::Scratch;
 using kdtree::Slack;
@@ -35,37 +36,11 @@ constexpr std::size_t kMaxPairs = std::size_t{1} << 21;
 constexpr std::size_t kCacheLine = 64;
 constexpr float kUnlimited = std::numeric_limits<float>::max();
 
-const Kernels& kernels() {
-  static const Kernels& chosen = [&]() -> const Kernels& {
-    const Kernels* found = nullptr;
-    if (simd() == Simd::kAvx512) found = kdtree::avx512_kernels();
-    if (simd() == Simd::kAvx512 && amx() && kdtree::amx_kernels()) found = kdtree::amx_kernels();
-    if (simd() == Simd::kAvx2) found = kdtree::avx2_kernels();
-    return found ? *found : kdtree::scalar_kernels();
-  }();
-  return chosen;
-}
-
 // (D, id) as one integer: D >= 0, so its bits order like its value.
 std::uint64_t neighbour_key(float squared_distance, std::uint32_t id) {
   std::uint32_t bits;
   std::memcpy(&bits, &squared_distance, 4);
   return static_cast<std::uint64_t>(bits) << 32 | id;
-}
-
-// Nearest integer, halves to even: the sum has no bits left for a fraction. No call, unlike
-// nearbyint.
-int round_to_int(double x) {
-  constexpr double kShift = 6755399441055744.0;  // 1.5 * 2^52
-  return static_cast<int>((x + kShift) - kShift);
-}
-
-inline void prefetch(const void* address) {
-#if defined(__GNUC__) || defined(__clang__)
-  __builtin_prefetch(address);
-#else
-  (void)address;
-#endif
 }
 
 // The state of one group of queries; memory is reused from group to group of a thread.
@@ -137,7 +112,7 @@ class Batch {
       largest = std::max(largest, std::fabs(v_[i]));
       total += std::fabs(v_[i]);
     }
-    const double unit = std::max(largest / 32512.0, total / 8388608.0);
+    const double unit = kdtree::unit_of(largest, total);
     std::int8_t* high = bytes_.data() + q * padded_ * 2;
     std::int8_t* low = high + padded_;
     std::int8_t* coarse = reinterpret_cast<std::int8_t*>(head(q) + 1);
@@ -146,8 +121,8 @@ class Batch {
     std::int32_t high_sum = 0, fine_sum = 0, coarse_sum = 0;
     double rest_norm = 0, rest_total = 0;
     for (std::size_t i = 0; i < plan_.d; ++i) {
-      const int v = unit > 0 ? round_to_int(v_[i] / unit) : 0;
-      const int h = (v + 128) >> 8;
+      const int v = kdtree::fine_part(v_[i], unit);
+      const int h = kdtree::high_part(v);
       const int c = coarse_step == 256 ? h : (v + 256) >> 9;
       const int rest = v - coarse_step * c;
       fine[i] = static_cast<std::int16_t>(v);
@@ -160,6 +135,11 @@ class Batch {
       const double weighted = static_cast<double>(rest) * plan_.inverse_step[i];
       rest_norm += weighted * weighted;
       rest_total += std::abs(rest);
+    }
+    // Codes of padding are 0 to some kernels and -128 to others: the words decide.
+    for (std::size_t i = plan_.d; i < padded_; ++i) {
+      fine[i] = 0;
+      high[i] = low[i] = coarse[i] = 0;
     }
     Query& query = queries_[q];
     query.high = high;
@@ -238,7 +218,8 @@ class Batch {
 
   // From leaves_ and values_ to wanted_, the first_leaves best ones in front.
   void keep_wanted(std::size_t q, std::size_t count) {
-    const float near = kernels().kth_smallest(values_.data(), count, plan_.first_leaves);
+    const float near =
+        kernels().kth_smallest(values_.data(), count, plan_.first_leaves, plan_.first_leaves / 4);
     std::uint32_t* wanted = wanted_.data() + q * plan_.leaves_ranked;
     std::size_t front = 0, back = plan_.first_leaves;
     for (std::size_t j = 0; j < count; ++j) {
@@ -271,13 +252,13 @@ class Batch {
       for (std::size_t j = 0; j < kSample; ++j) values_[j] = scores[j * stride];
       const double expected = static_cast<double>(wanted * kSample) / static_cast<double>(n);
       const auto rank = static_cast<std::size_t>(expected + 2 * std::sqrt(expected) + 2);
-      cut = kernels().kth_smallest(values_.data(), kSample, std::min(rank, kSample));
+      cut = kernels().kth_smallest(values_.data(), kSample, std::min(rank, kSample), rank / 4);
     }
     std::size_t count = kernels().keep(scores, nullptr, n, cut, values_.data(), leaves_.data());
     if (count < wanted)
       count = kernels().keep(scores, nullptr, n, kUnlimited, values_.data(), leaves_.data());
     if (count <= wanted) return count;
-    const float last = kernels().kth_smallest(values_.data(), count, wanted);
+    const float last = kernels().kth_smallest(values_.data(), count, wanted, 0);
     count =
         kernels().keep(values_.data(), leaves_.data(), count, last, values_.data(), leaves_.data());
     // Of leaves that tie for the last place the lower ones win; keep preserves order.
@@ -397,12 +378,13 @@ class Batch {
     set_limit(q, limit);
   }
 
-  // The least limit on P that loses none of the k nearest by (D, id): rounding to D = P + base can
-  // make equal what differs by an ulp, and all P <= -base make D = 0.
+  // A limit on P, close to the least one, that loses none of the k nearest by (D, id): rounding to
+  // D = P + base can make equal what differs by an ulp, and all P <= -base make D = 0.
   float limit_for(std::size_t q) {
     const Query& query = queries_[q];
     const float base = base_[q];
-    const float kth = std::max(kernels().kth_smallest(query.pending, query.count, plan_.k), -base);
+    const float kth = std::max(
+        kernels().kth_smallest(query.pending, query.count, plan_.k, kdtree::kSpare), -base);
     return kth + 2.5e-7f * (std::fabs(kth) + base);
   }
 

@@ -85,7 +85,7 @@ void test_exhaustive_search(std::size_t n, std::size_t d, std::size_t leaf_size,
   const auto Q = clustered(50, d, random);
   const Quantizer quantizer = fit_quantizer(X, d, 0.9999);
   const auto codes = quantize(quantizer, X);
-  const auto arrays = build_kdtree(codes, quantizer, leaf_size, Splits::kMeans, 2);
+  const auto arrays = build_kdtree(codes, quantizer, leaf_size, Splits::kMeans, 2, 2);
   const KdTreeView tree = view_of(arrays, quantizer, n, leaf_size);
   tree.check();
   CHECK(unpack_codes(tree, 0, tree.n) == codes);
@@ -133,8 +133,8 @@ void test_threads() {
   const auto Q = clustered(300, d, random);
   const Quantizer quantizer = fit_quantizer(X, d, 0.9999);
   const auto codes = quantize(quantizer, X);
-  const auto one = build_kdtree(codes, quantizer, 32, Splits::kMeans, 1);
-  const auto four = build_kdtree(codes, quantizer, 32, Splits::kMeans, 4);
+  const auto one = build_kdtree(codes, quantizer, 32, Splits::kMeans, 2, 1);
+  const auto four = build_kdtree(codes, quantizer, 32, Splits::kMeans, 2, 4);
   CHECK(one.codes == four.codes && one.ids == four.ids && one.leaf_codes == four.leaf_codes);
   const KdTreeView tree = view_of(one, quantizer, n, 32);
   const auto expected = search_kdtree(tree, Q, k, 9, 1);
@@ -156,9 +156,15 @@ void test_refusals() {
   CHECK_THROWS(fit_quantizer({}, 2, 0.5), std::invalid_argument);
   const Quantizer quantizer = fit_quantizer(X, 2, 1.0);
   const auto codes = quantize(quantizer, X);
-  CHECK_THROWS(build_kdtree(codes, quantizer, 0, Splits::kAxis, 1), std::invalid_argument);
-  CHECK_THROWS(build_kdtree({}, quantizer, 8, Splits::kAxis, 1), std::invalid_argument);
-  auto arrays = build_kdtree(codes, quantizer, 2, Splits::kAxis, 1);
+  CHECK_THROWS(build_kdtree(codes, quantizer, 0, Splits::kAxis, 0, 1), std::invalid_argument);
+  CHECK_THROWS(build_kdtree({}, quantizer, 8, Splits::kAxis, 0, 1), std::invalid_argument);
+  for (const float bad : {std::nanf(""), -1.0f, 1e18f, std::numeric_limits<float>::infinity()}) {
+    Quantizer damaged = quantizer;
+    damaged.step[0] = bad;
+    CHECK_THROWS(build_kdtree(codes, damaged, 16, Splits::kMeans, 2, 1), std::invalid_argument);
+  }
+  CHECK_THROWS(build_kdtree(codes, quantizer, 8, Splits::kMeans, -1, 1), std::invalid_argument);
+  auto arrays = build_kdtree(codes, quantizer, 2, Splits::kAxis, 0, 1);
   const KdTreeView tree = view_of(arrays, quantizer, 3, 2);
   tree.check();
   CHECK_THROWS(search_kdtree(tree, X, 0, 1, 1), std::invalid_argument);

@@ -83,6 +83,7 @@ def build_kdtree(
     codes: NDArray[np.uint8],
     leaf_size: int,
     axis_splits: bool,
+    refine_steps: int,
     n_threads: int,
 ) -> tuple[
     NDArray[np.uint8],

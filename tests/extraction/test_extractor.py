@@ -172,6 +172,41 @@ def test_photos_without_detail_have_no_features(extractor):
     assert found[0].image_size == (width, height)
 
 
+def test_border_cells_are_left_out(full_weights_path, photos):
+    def of(border, scales):
+        extractor = DelfExtractor(
+            full_weights_path,
+            scales=scales,
+            border_cells=border,
+            n_components=None,
+            precision="fp32",
+            n_jobs=1,
+        )
+        return extractor.transform(photos[:1])[0]
+
+    everything, inner = of(0, (1.0,)), of(1, (1.0,))
+    assert (len(everything), len(inner)) == (9 * 6, 7 * 4)
+    for axis in (0, 1):
+        positions = np.unique(everything.keypoints_xy[:, axis])
+        np.testing.assert_array_equal(np.unique(inner.keypoints_xy[:, axis]), positions[1:-1])
+    # The same features, in the same order, less those of the border.
+    kept = np.isin(everything.scores, inner.scores)
+    np.testing.assert_array_equal(everything.descriptors[kept], inner.descriptors)
+    # Of two levels the smaller one (3 x 2 cells) has nothing inside; alone it keeps all it has.
+    np.testing.assert_array_equal(of(1, (0.25, 1.0)).scales, inner.scales)
+    assert len(of(1, (0.25,))) == len(of(0, (0.25,))) > 0
+    with pytest.raises(ValueError, match="border_cells"):
+        of(-1, (1.0,))
+
+
+def test_state_from_before_border_cells_keeps_the_border(full_weights_path):
+    extractor = DelfExtractor(full_weights_path, n_components=None, border_cells=2)
+    parameters, arrays = extractor.get_state()
+    assert DelfExtractor.from_state(parameters, arrays).border_cells == 2
+    del parameters["border_cells"]
+    assert DelfExtractor.from_state(parameters, arrays).border_cells == 0
+
+
 def test_score_map(extractor, photos):
     levels = extractor.score_map(photos[0])
     assert [level.scale for level in levels] == list(SCALES)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 
 import numpy as np
@@ -192,7 +193,19 @@ def test_whatever_a_decoder_raises_on_damage_is_a_photo_error(tmp_path):
     path.write_bytes(data)
     with pytest.raises(PhotoError, match="damaged or truncated") as caught:
         open_photo(path)
-    assert not isinstance(caught.value.__cause__, PhotoError)
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+def test_an_error_of_the_system_is_not_called_damage(tmp_path, monkeypatch):
+    path = tmp_path / "photo.png"
+    Image.fromarray(texture(60, 40)).save(path)
+
+    def fail(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(PhotoError, match=r"could not be read \(Too many open files\); try again"):
+        open_photo(path)
 
 
 @pytest.mark.parametrize("side", [12_000, 20_000])

@@ -1,7 +1,8 @@
 // Which instruction set the kernels use. Chosen once, at the first call: the best that processor
 // and operating system offer, unless the environment variable DELFSEARCH_SIMD (scalar, avx2,
 // avx512, amx, neon) names another. A name that this processor cannot run is an error, not a
-// fallback. neon has no kernels of its own: compilers turn the portable loops into NEON.
+// fallback. neon: the KD-tree's kernels need the dot product of Armv8.2 as well, and are the
+// portable ones without it, as those of RANSAC are; compilers turn those into NEON.
 #pragma once
 
 namespace delfsearch {

@@ -84,10 +84,11 @@ inline std::uint32_t read_id(const KdTreeView& tree, std::size_t bytes, std::siz
 // descriptors.
 enum class Splits { kMeans, kAxis };
 
-// codes is (n, d) row-major, n >= 1. The result depends on the codes, the quantizer and leaf_size
-// and splits only, not on n_threads (< 1: all).
+// codes is (n, d) row-major, n >= 1. refine_steps: rounds of balanced k-means that the leaves go
+// through after the cuts (0: none); leaves of fewer than 16 rows keep their cells. The result
+// depends on all of these, but not on n_threads (< 1: all).
 KdTreeArrays build_kdtree(Span<const std::uint8_t> codes, const Quantizer& quantizer,
-                          std::size_t leaf_size, Splits splits, int n_threads);
+                          std::size_t leaf_size, Splits splits, int refine_steps, int n_threads);
 
 // (end - begin, d) row-major codes of the ids in [begin, end), in their order. Reads the ids up to
 // the last one wanted, but only the codes that are wanted: O(n + (end - begin) d). (An inverse of

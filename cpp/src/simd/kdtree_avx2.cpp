@@ -253,16 +253,38 @@ TARGET std::size_t keep(const float* values, const std::uint32_t* rows, std::siz
   return kept;
 }
 
-float kth_smallest(const float* values, std::size_t n, std::size_t k) {
-  return kth_smallest_by_counting<Ops>(values, n, k);
+float kth_smallest(const float* values, std::size_t n, std::size_t k, std::size_t spare) {
+  return kth_smallest_by_counting<Ops>(values, n, k, spare);
 }
 
 void sort_keys(std::uint64_t* keys, std::size_t n) { std::sort(keys, keys + n); }
 
+TARGET void nearest(const float* scores, std::size_t stride, const float* bases, std::size_t n,
+                    std::int32_t* keys) {
+  const __m256i mask = _mm256_set1_epi32(~kNumberMask);
+  for (std::size_t row = 0; row < stride; row += 8) {
+    __m256i held[kNearest];
+    for (auto& h : held) h = _mm256_set1_epi32(std::numeric_limits<std::int32_t>::max());
+    for (std::size_t i = 0; i < n; ++i) {
+      const __m256 value =
+          _mm256_add_ps(_mm256_loadu_ps(scores + i * stride + row), _mm256_set1_ps(bases[i]));
+      __m256i key = _mm256_max_epi32(_mm256_castps_si256(value), _mm256_setzero_si256());
+      key = _mm256_or_si256(_mm256_and_si256(key, mask), _mm256_set1_epi32(static_cast<int>(i)));
+      for (auto& h : held) {
+        const __m256i larger = _mm256_max_epi32(h, key);
+        h = _mm256_min_epi32(h, key);
+        key = larger;
+      }
+    }
+    for (std::size_t c = 0; c < kNearest; ++c)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(keys + c * stride + row), held[c]);
+  }
+}
+
 }  // namespace
 
 const Kernels* avx2_kernels() {
-  static const Kernels kernels{512, rank, filter, refine, kth_smallest, keep, sort_keys};
+  static const Kernels kernels{512, rank, filter, refine, kth_smallest, keep, sort_keys, nearest};
   return &kernels;
 }
 

@@ -44,6 +44,17 @@ TARGET_INLINE __m512i broadcast_word(const std::int8_t* bytes) {
   return _mm512_set1_epi32(word);
 }
 
+// sum + codes . word, four dimensions of 16 rows.
+TARGET_INLINE __m512i accumulate(__m512i sum, __m512i codes, __m512i word) {
+#if defined(__GNUC__) || defined(__clang__)
+  // As an instruction: around the intrinsic GCC copies every sum, and spills some.
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(word));
+  return sum;
+#else
+  return _mm512_dpbusd_epi32(sum, codes, word);
+#endif
+}
+
 // sums[q][b] = offset[q] + sum over dimensions of words[q] * codes[b]
 template <int kQueries, int kBlocks>
 TARGET_INLINE void dot(const std::uint8_t* codes, std::size_t d4,
@@ -57,8 +68,8 @@ TARGET_INLINE void dot(const std::uint8_t* codes, std::size_t d4,
     for (int b = 0; b < kBlocks; ++b)
       c[b] = _mm512_loadu_si512(codes + (static_cast<std::size_t>(b) * d4 + j) * 64);
     for (int q = 0; q < kQueries; ++q) {
-      const __m512i w = broadcast_word(words[q] + 4 * j);
-      for (int b = 0; b < kBlocks; ++b) sums[q][b] = _mm512_dpbusd_epi32(sums[q][b], c[b], w);
+      const __m512i word = broadcast_word(words[q] + 4 * j);
+      for (int b = 0; b < kBlocks; ++b) sums[q][b] = accumulate(sums[q][b], c[b], word);
     }
   }
 }
@@ -172,33 +183,69 @@ std::size_t filter(const Group& group, std::size_t d4, const std::uint8_t* recor
   }
 }
 
-TARGET void refine(const Group& group, std::size_t d4, std::uint64_t rows, Query& query) {
-  const __m512 scale = _mm512_set1_ps(query.scale);
-  const __m512 limit = _mm512_set1_ps(query.limit);
+// Appends the wanted rows of a block that lie within the limit; returns the new count.
+TARGET_INLINE std::uint32_t append(const Group& group, std::size_t b, __mmask16 wanted,
+                                   __m512i high, __m512i low, const Query& query,
+                                   std::uint32_t count) {
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
+  const __m512 norm = _mm512_loadu_ps(group.norms + b * kRows);
+  const __m512 p =
+      _mm512_sub_ps(norm, _mm512_mul_ps(_mm512_set1_ps(query.scale), _mm512_cvtepi32_ps(sum)));
+  const __mmask16 kept =
+      _mm512_mask_cmp_ps_mask(wanted, p, _mm512_set1_ps(query.limit), _CMP_LE_OQ);
+  // Compress in the register and store it whole: a compressing store is microcode on Zen 4.
+  _mm512_storeu_ps(query.pending + count, _mm512_maskz_compress_ps(kept, p));
+  const __m512i place =
+      _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(group.first_row + b * kRows)));
+  _mm512_storeu_si512(query.pending_row + count, _mm512_maskz_compress_epi32(kept, place));
+  return count + static_cast<std::uint32_t>(_mm_popcnt_u32(kept));
+}
+
+TARGET_INLINE std::size_t first_block(std::uint64_t rows) {
+  return static_cast<std::size_t>(_tzcnt_u64(rows)) / kRows;
+}
+
+TARGET_INLINE __mmask16 rows_of(std::uint64_t rows, std::size_t block) {
+  return static_cast<__mmask16>(rows >> (kRows * block));
+}
+
+// Two chains of sums a block: several blocks at once keep the multipliers busy.
+TARGET void refine(const Group& group, std::size_t d4, std::uint64_t rows, Query& query) {
   std::uint32_t count = query.count;
+  if (rows == ~std::uint64_t{0}) {
+    const std::int8_t* const words[2] = {query.high, query.low};
+    const std::int32_t offsets[2] = {0, query.fine_offset};
+    __m512i sums[2][4];
+    dot<2, 4>(group.codes, d4, words, offsets, sums);
+    for (std::size_t b = 0; b < 4; ++b)
+      count = append(group, b, 0xffff, sums[0][b], sums[1][b], query, count);
+    query.count = count;
+    return;
+  }
   while (rows != 0) {
-    const auto b = static_cast<std::size_t>(_tzcnt_u64(rows)) / kRows;
-    const auto wanted = static_cast<__mmask16>(rows >> (kRows * b));
-    rows &= ~(std::uint64_t{0xffff} << (kRows * b));
-    const std::uint8_t* codes = group.codes + b * d4 * 64;
-    __m512i high = _mm512_setzero_si512();
-    __m512i low = _mm512_set1_epi32(-query.fine_offset);
+    const std::size_t b0 = first_block(rows);
+    const __mmask16 wanted0 = rows_of(rows, b0);
+    rows &= ~(std::uint64_t{0xffff} << (kRows * b0));
+    const std::size_t b1 = rows != 0 ? first_block(rows) : b0;
+    const __mmask16 wanted1 = rows_of(rows, b1);
+    rows &= ~(std::uint64_t{0xffff} << (kRows * b1));
+    const std::uint8_t* codes0 = group.codes + b0 * d4 * 64;
+    const std::uint8_t* codes1 = group.codes + b1 * d4 * 64;
+    __m512i high0 = _mm512_setzero_si512(), high1 = high0;
+    __m512i low0 = _mm512_set1_epi32(-query.fine_offset), low1 = low0;
     for (std::size_t j = 0; j < d4; ++j) {
-      const __m512i c = _mm512_loadu_si512(codes + j * 64);
-      high = _mm512_dpbusd_epi32(high, c, broadcast_word(query.high + 4 * j));
-      low = _mm512_dpbusd_epi32(low, c, broadcast_word(query.low + 4 * j));
+      const __m512i c0 = _mm512_loadu_si512(codes0 + j * 64);
+      const __m512i c1 = _mm512_loadu_si512(codes1 + j * 64);
+      const __m512i high = broadcast_word(query.high + 4 * j);
+      const __m512i low = broadcast_word(query.low + 4 * j);
+      high0 = accumulate(high0, c0, high);
+      low0 = accumulate(low0, c0, low);
+      high1 = accumulate(high1, c1, high);
+      low1 = accumulate(low1, c1, low);
     }
-    const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
-    const __m512 norm = _mm512_loadu_ps(group.norms + b * kRows);
-    const __m512 p = _mm512_sub_ps(norm, _mm512_mul_ps(scale, _mm512_cvtepi32_ps(sum)));
-    const __mmask16 kept = _mm512_mask_cmp_ps_mask(wanted, p, limit, _CMP_LE_OQ);
-    // Compress in the register and store it whole: a compressing store is microcode on Zen 4.
-    _mm512_storeu_ps(query.pending + count, _mm512_maskz_compress_ps(kept, p));
-    const __m512i place =
-        _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(group.first_row + b * kRows)));
-    _mm512_storeu_si512(query.pending_row + count, _mm512_maskz_compress_epi32(kept, place));
-    count += static_cast<std::uint32_t>(_mm_popcnt_u32(kept));
+    count = append(group, b0, wanted0, high0, low0, query, count);
+    if (wanted1 != 0) count = append(group, b1, wanted1, high1, low1, query, count);
   }
   query.count = count;
 }
@@ -224,8 +271,11 @@ struct Ops {
     const __m512 bound = _mm512_set1_ps(limit);
     __m512 largest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
     for (std::size_t i = 0; i < n; i += kRows) {
+      // Not those past the end, which an infinite limit would let in.
+      const auto in = static_cast<__mmask16>(n - i >= kRows ? 0xffffu : (1u << (n - i)) - 1);
       const __m512 v = load_some(values + i, n - i);
-      largest = _mm512_mask_max_ps(largest, _mm512_cmp_ps_mask(v, bound, _CMP_LE_OQ), largest, v);
+      largest = _mm512_mask_max_ps(largest, _mm512_mask_cmp_ps_mask(in, v, bound, _CMP_LE_OQ),
+                                   largest, v);
     }
     return _mm512_reduce_max_ps(largest);
   }
@@ -256,8 +306,8 @@ TARGET std::size_t keep(const float* values, const std::uint32_t* rows, std::siz
   return kept;
 }
 
-float kth_smallest(const float* values, std::size_t n, std::size_t k) {
-  return kth_smallest_by_counting<Ops>(values, n, k);
+float kth_smallest(const float* values, std::size_t n, std::size_t k, std::size_t spare) {
+  return kth_smallest_by_counting<Ops>(values, n, k, spare);
 }
 
 // Each key goes to the place that is the number of smaller ones: no branch to mispredict.
@@ -290,10 +340,32 @@ TARGET void sort_keys(std::uint64_t* keys, std::size_t n) {
   }
 }
 
+TARGET void nearest(const float* scores, std::size_t stride, const float* bases, std::size_t n,
+                    std::int32_t* keys) {
+  const __m512i mask = _mm512_set1_epi32(~kNumberMask);
+  for (std::size_t row = 0; row < stride; row += kRows) {
+    __m512i held[kNearest];
+    for (auto& h : held) h = _mm512_set1_epi32(std::numeric_limits<std::int32_t>::max());
+    for (std::size_t i = 0; i < n; ++i) {
+      const __m512 value =
+          _mm512_add_ps(_mm512_loadu_ps(scores + i * stride + row), _mm512_set1_ps(bases[i]));
+      __m512i key = _mm512_max_epi32(_mm512_castps_si512(value), _mm512_setzero_si512());
+      key = _mm512_or_si512(_mm512_and_si512(key, mask), _mm512_set1_epi32(static_cast<int>(i)));
+      for (auto& h : held) {
+        const __m512i larger = _mm512_max_epi32(h, key);
+        h = _mm512_min_epi32(h, key);
+        key = larger;
+      }
+    }
+    for (std::size_t c = 0; c < kNearest; ++c)
+      _mm512_storeu_si512(keys + c * stride + row, held[c]);
+  }
+}
+
 }  // namespace
 
 const Kernels* avx512_kernels() {
-  static const Kernels kernels{256, rank, filter, refine, kth_smallest, keep, sort_keys};
+  static const Kernels kernels{256, rank, filter, refine, kth_smallest, keep, sort_keys, nearest};
   return &kernels;
 }
 

@@ -12,7 +12,7 @@ namespace delfsearch::kdtree {
 
 // One query as the kernels see it. V = 256 * high + low, exactly; arrays have d4 * 4 elements.
 struct Query {
-  const std::int8_t* high;   // in [-127, 127]
+  const std::int8_t* high;   // in [-127, 127]; rank takes -128 too
   const std::int8_t* low;    // in [-128, 127]
   const std::int16_t* fine;  // V
   std::int32_t high_offset;  // 128 * sum of high
@@ -48,6 +48,11 @@ struct Group {
   std::uint64_t valid;  // rows that are meant, one bit each
 };
 
+// What `nearest` keeps for a row. Floats that are not negative order like their bits, the last of
+// which give way to a number.
+constexpr std::size_t kNearest = 8;
+constexpr std::int32_t kNumberMask = 127;
+
 struct Kernels {
   // |V - coarse_step * coarse| <= coarse_step / 2 and |coarse| <= 32512 / coarse_step, rounded.
   int coarse_step;
@@ -67,8 +72,9 @@ struct Kernels {
   // and 16 more.
   void (*refine)(const Group& group, std::size_t d4, std::uint64_t rows, Query& query);
 
-  // The k-th smallest value, 1 <= k <= n; no NaN.
-  float (*kth_smallest)(const float* values, std::size_t n, std::size_t k);
+  // The k-th smallest value, 1 <= k <= n; no NaN. With spare > 0 any limit that k to k + spare
+  // values do not exceed, which is found sooner, and which may differ between instruction sets.
+  float (*kth_smallest)(const float* values, std::size_t n, std::size_t k, std::size_t spare);
 
   // Moves the values <= limit (with their rows) to the front of the output, in order; returns how
   // many. Output may be the input. Room for 16 more behind the output. rows == nullptr stands for
@@ -78,11 +84,20 @@ struct Kernels {
 
   // Sorts distinct keys.
   void (*sort_keys)(std::uint64_t* keys, std::size_t n);
+
+  // For each row below stride (a multiple of 16) the kNearest smallest of max(0, scores[i * stride
+  // + row] + bases[i]) over i < n <= kNumberMask + 1, its last bits replaced by i: in keys[c *
+  // stride + row], rising with c; the largest integer where n is smaller.
+  void (*nearest)(const float* scores, std::size_t stride, const float* bases, std::size_t n,
+                  std::int32_t* keys);
 };
+
+const Kernels& kernels();  // those of this processor, or of DELFSEARCH_SIMD
 
 const Kernels& scalar_kernels();
 const Kernels* avx2_kernels();  // nullptr where this build has none
 const Kernels* avx512_kernels();
 const Kernels* amx_kernels();
+const Kernels* neon_kernels();  // also where the processor has no dot product
 
 }  // namespace delfsearch::kdtree

@@ -1,6 +1,8 @@
 // The portable kernels, and the definition that the others are tested against. The loops run over
 // the 16 rows of a block innermost, which compilers turn into whatever vectors the target has.
 #include <algorithm>
+#include <cstring>
+#include <limits>
 #include <vector>
 
 #include "kdtree_kernels.hpp"
@@ -63,7 +65,7 @@ void refine(const Group& group, std::size_t d4, std::uint64_t rows, Query& query
   }
 }
 
-float kth_smallest(const float* values, std::size_t n, std::size_t k) {
+float kth_smallest(const float* values, std::size_t n, std::size_t k, std::size_t) {
   std::vector<float> copy(values, values + n);
   std::nth_element(copy.begin(), copy.begin() + static_cast<std::ptrdiff_t>(k - 1), copy.end());
   return copy[k - 1];
@@ -83,10 +85,36 @@ std::size_t keep(const float* values, const std::uint32_t* rows, std::size_t n, 
 
 void sort_keys(std::uint64_t* keys, std::size_t n) { std::sort(keys, keys + n); }
 
+void nearest(const float* scores, std::size_t stride, const float* bases, std::size_t n,
+             std::int32_t* keys) {
+  for (std::size_t first = 0; first < stride; first += kRows) {
+    std::int32_t held[kNearest][kRows];
+    std::fill(&held[0][0], &held[0][0] + kNearest * kRows,
+              std::numeric_limits<std::int32_t>::max());
+    for (std::size_t i = 0; i < n; ++i) {
+      std::int32_t key[kRows];
+      float value[kRows];
+      for (std::size_t row = 0; row < kRows; ++row)
+        value[row] = scores[i * stride + first + row] + bases[i];
+      std::memcpy(key, value, sizeof key);
+      for (std::size_t row = 0; row < kRows; ++row)
+        key[row] = (std::max(key[row], 0) & ~kNumberMask) | static_cast<std::int32_t>(i);
+      for (std::size_t c = 0; c < kNearest; ++c)
+        for (std::size_t row = 0; row < kRows; ++row) {
+          const std::int32_t smaller = std::min(held[c][row], key[row]);
+          key[row] = std::max(held[c][row], key[row]);
+          held[c][row] = smaller;
+        }
+    }
+    for (std::size_t c = 0; c < kNearest; ++c)
+      std::copy(held[c], held[c] + kRows, keys + c * stride + first);
+  }
+}
+
 }  // namespace
 
 const Kernels& scalar_kernels() {
-  static const Kernels kernels{256, rank, filter, refine, kth_smallest, keep, sort_keys};
+  static const Kernels kernels{256, rank, filter, refine, kth_smallest, keep, sort_keys, nearest};
   return kernels;
 }
 

@@ -26,7 +26,8 @@ inline float from_ordered_bits(std::int32_t bits) {
 // Ops: count_at_most(values, n, limit), largest_at_most(values, n, limit), smallest(values, n).
 // No NaN. Invariant: count(values <= low) < k <= count(values <= high), over bit patterns.
 template <typename Ops>
-float kth_smallest_by_counting(const float* values, std::size_t n, std::size_t k) {
+float kth_smallest_by_counting(const float* values, std::size_t n, std::size_t k,
+                               std::size_t spare) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   const float largest = Ops::largest_at_most(values, n, kInfinity);
   if (k >= n) return largest;
@@ -36,7 +37,8 @@ float kth_smallest_by_counting(const float* values, std::size_t n, std::size_t k
     const std::int64_t middle = low + (high - low) / 2;
     const float limit = from_ordered_bits(static_cast<std::int32_t>(middle));
     const std::size_t count = Ops::count_at_most(values, n, limit);
-    if (count == k) return Ops::largest_at_most(values, n, limit);
+    if (count >= k && count - k <= spare)
+      return spare > 0 ? limit : Ops::largest_at_most(values, n, limit);
     if (count < k)
       low = middle;
     else

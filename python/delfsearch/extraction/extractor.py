@@ -48,6 +48,13 @@ class ScoreLevel(NamedTuple):
     keypoints_xy: NDArray[np.float32]
 
 
+class _Opened(NamedTuple):
+    """size : (width, height) of the original photo. border_cells : left out of its levels."""
+
+    size: tuple[int, int]
+    border_cells: int
+
+
 class DelfExtractor(BaseEstimator):  # type: ignore[misc]
     """Extract DELF features: dense conv4_x features of an image pyramid, the best kept, reduced.
 
@@ -61,6 +68,9 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
     score_threshold : cells that score less are dropped (beta); None drops none.
     iou_threshold : in (0, 1]; a cell whose box overlaps a better one's by more is dropped; 1 drops
         none.
+    border_cells : rows and columns of cells along each edge of a level that are left out, 0 keeps
+        all. They see padding as well as photo, and padding matches padding; but small photos have
+        few others (docs/extraction.md). Photos that have no others keep theirs.
     n_components : dimensions of the descriptors; None keeps all 1,024, only L2-normalised.
     whiten : divide principal components by their standard deviations.
     precision : "fp32", "bf16" (where the processor has it), or "auto", see runtime.py.
@@ -84,6 +94,7 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
         score: str = "auto",
         score_threshold: float | None = None,
         iou_threshold: float = 1.0,
+        border_cells: int = 0,
         n_components: int | None = 40,
         whiten: bool = False,
         precision: str = "auto",
@@ -101,6 +112,7 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
         self.score = score
         self.score_threshold = score_threshold
         self.iou_threshold = iou_threshold
+        self.border_cells = border_cells
         self.n_components = n_components
         self.whiten = whiten
         self.precision = precision
@@ -273,7 +285,7 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
         weights : where the weights lie now, if elsewhere than then.
         Raises WeightsError, when first used, where they are not the same weights.
         """
-        values = dict(params)
+        values = {"border_cells": 0, **params}  # what was stored before there was such a parameter
         expected = values.pop("weights_sha256", None)
         if weights is not None:
             values["weights"] = weights
@@ -306,6 +318,7 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
             check_integer(self.max_side, "max_side", minimum=MIN_SIDE)
         if self.n_components is not None:
             check_integer(self.n_components, "n_components", minimum=1, maximum=N_CHANNELS)
+        check_integer(self.border_cells, "border_cells", minimum=0)
         if self.score_threshold is not None:
             check_real(self.score_threshold, "score_threshold")
         check_real(
@@ -378,22 +391,30 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
         # Without suppression only the best max_features of a level can be among the photo's.
         best = self.max_features if self.iou_threshold == 1.0 else None
 
-        def compute(size: tuple[int, int], level: Level) -> Cells:
-            return runtime.cells(level, size, score_threshold=self.score_threshold, best=best)
+        def compute(photo: _Opened, level: Level) -> Cells:
+            return runtime.cells(
+                level,
+                photo.size,
+                score_threshold=self.score_threshold,
+                best=best,
+                border_cells=photo.border_cells,
+            )
 
-        def read(photo: Any) -> tuple[tuple[int, int], list[Level]]:
+        def read(photo: Any) -> tuple[_Opened, list[Level]]:
             size, levels = self._read(photo)
+            inner = any(runtime.n_inner_cells(level, self.border_cells) for level in levels)
+            opened = _Opened(size, self.border_cells if inner else 0)
             # Looked for at the photo's own scale, or just below: enlarging smooths.
             own = [level for level in levels if level.scale <= 1.0] or levels[:1]
-            return size, levels if has_texture(own[-1].image) else []
+            return opened, levels if has_texture(own[-1].image) else []
 
-        def finish(size: tuple[int, int], cells: list[Cells]) -> tuple[Selected, tuple[int, int]]:
+        def finish(photo: _Opened, cells: list[Cells]) -> tuple[Selected, tuple[int, int]]:
             if not cells:
-                return Selected.none(), size
+                return Selected.none(), photo.size
             selected = select(
                 cells, max_features=self.max_features, iou_threshold=self.iou_threshold
             )
-            return selected, size
+            return selected, photo.size
 
         return run_in_order(
             photos, read=read, compute=compute, finish=finish, n_workers=self._n_workers()

@@ -107,6 +107,8 @@ def _open_file(path: Path, max_side: int | None, max_pixels: int) -> Photo:
         ) from None
     except PhotoError:
         raise
+    except MemoryError:
+        raise PhotoError(f"{label} does not fit in memory; resize it, or free some") from None
     # Some formats read pixels or directories while opening. See _damaged for what comes.
     except Exception as error:
         raise _damaged(label, error) from error
@@ -118,6 +120,8 @@ def _damaged(label: str, error: Exception) -> PhotoError:
     Pillow's plugins trust the numbers in a file, so that a flipped byte may come out as a TypeError
     or an AssertionError as well as an OSError. The decoder's own error stays as the cause.
     """
+    if isinstance(error, OSError) and error.errno is not None:  # the system's word, not Pillow's
+        return PhotoError(f"{label} could not be read ({error.strerror or error}); try again")
     reason = str(error) or type(error).__name__
     return PhotoError(f"{label} is damaged or truncated ({reason}); replace or remove it")
 

@@ -123,15 +123,19 @@ class Runtime:
         *,
         score_threshold: float | None = None,
         best: int | None = None,
+        border_cells: int = 0,
     ) -> Cells:
         """Run the network on one level; keep the cells that reach score_threshold, the best ones.
 
-        best : how many to keep, ties by lower cell; None keeps all.
+        best : how many to keep, ties by lower cell; None keeps all. border_cells : so many rows and
+        columns along each edge of the grid are left out.
         """
         with torch.inference_mode():
-            features = self.dense(np.array(level.image)).flatten(0, 1)
+            grid = self.dense(np.array(level.image))
+            inner = _inner_rows(grid.shape[0], grid.shape[1], border_cells)
+            features = grid.flatten(0, 1)
             scores = self.scorer(features)
-            rows = _select(scores.cpu().numpy(), score_threshold, best)
+            rows = inner[_select(scores.cpu().numpy()[inner], score_threshold, best)]
             kept = torch.from_numpy(rows).to(self.device)
             values = features[kept].float().cpu().numpy()
         grid_xy, half_box = self.geometry(level.image.size, photo_size)
@@ -142,6 +146,11 @@ class Runtime:
             scores=scores.cpu().numpy()[rows],
             features=values,
         )
+
+    def n_inner_cells(self, level: Level, border_cells: int) -> int:
+        """Return how many cells of a level `cells` chooses from."""
+        sides = [receptive_field(self.layers, side).n_cells for side in level.image.size]
+        return max(0, sides[0] - 2 * border_cells) * max(0, sides[1] - 2 * border_cells)
 
     def score_grid(self, level: Level) -> NDArray[np.float32]:
         """Return the scores (h', w') of all cells of a level."""
@@ -161,6 +170,14 @@ class Runtime:
             halves.append(field.size * photo_side / level_side / 2)
         x, y = np.meshgrid(axes[0], axes[1])
         return np.stack([x, y], axis=-1).astype(np.float32), (halves[0], halves[1])
+
+
+def _inner_rows(height: int, width: int, border: int) -> NDArray[np.int64]:
+    """Return the row-major numbers of the cells of a grid that are not on its border."""
+    numbers = np.arange(height * width, dtype=np.int64).reshape(height, width)
+    return numbers[
+        border : max(border, height - border), border : max(border, width - border)
+    ].ravel()
 
 
 def _select(

@@ -13,3 +13,7 @@ class WeightsError(ValueError):
 
 class IndexFormatError(ValueError):
     """A folder is not an index of this library, is damaged, or is of a newer format version."""
+
+
+class DatasetError(ValueError):
+    """An evaluation set is absent, incomplete or malformed; the message names what and where."""

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from delfsearch.evaluation import metrics
@@ -96,6 +96,7 @@ def slow_recall_at_precision(queries, precision):
     return best
 
 
+@settings(deadline=None)
 @given(judged, st.sampled_from([0.5, 0.9, 0.95, 1.0]))
 def test_recall_at_precision_agrees_with_slow_code(spec, precision):
     queries = build(spec)
@@ -103,6 +104,7 @@ def test_recall_at_precision_agrees_with_slow_code(spec, precision):
     assert abs(metrics.recall_at_precision(queries, precision) - expected) < 1e-12
 
 
+@settings(deadline=None)
 @given(judged, st.randoms(use_true_random=False))
 def test_order_of_queries_does_not_matter(spec, random):
     queries = build(spec)
@@ -114,6 +116,7 @@ def test_order_of_queries_does_not_matter(spec, random):
     )
 
 
+@settings(deadline=None)
 @given(judged, st.lists(st.integers(0, 6), min_size=1, max_size=5))
 def test_a_distractor_query_never_raises_precision(spec, scores):
     queries = build(spec)

@@ -14,6 +14,7 @@ from delfsearch.cli import (
     demo_command,
     index_commands,
     query_command,
+    reproduce_command,
     scores_command,
     weights_command,
 )
@@ -43,7 +44,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"delfsearch {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for group in (index_commands, query_command, scores_command, weights_command, demo_command):
+    for group in (
+        index_commands,
+        query_command,
+        scores_command,
+        weights_command,
+        demo_command,
+        reproduce_command,
+    ):
         group.add_parsers(commands)
     # After the command as well: that is where one adds it when a command has just failed. The
     # default is suppressed there, or it would undo a --debug given before the command.

@@ -1,153 +1,96 @@
-"""Precision and recall over all queries together, where some queries have no right answer.
+"""All metrics under one name: ``from delfsearch.evaluation import metrics``.
 
-A query is a list of answers with scores. Everything here pools the answers of all queries, as
-equations (2) and (3) of the paper do: one threshold on the score serves every query, distractor
-queries add to what is retrieved and have no ground truth, and answers of equal score enter
-together. Junk answers must be removed first (``judge`` does it).
+judged                JudgedQuery, JudgedQueries
+judging, numbered     answers compared with ground truth
+unranked              over all queries together: precision, recall, R@P, TP@P, answered@P, GAP
+ranked                over each query's ranking: average precision, mAP, mAP@k, mP@k, R@1
+revisited             Easy, Medium and Hard
+geo                   right by location
+bootstrap             confidence intervals of all of them
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
-from dataclasses import dataclass
+from delfsearch.evaluation.bootstrap import (
+    CurveBand,
+    Difference,
+    Interval,
+    bootstrap_curve,
+    bootstrap_difference,
+    bootstrap_interval,
+)
+from delfsearch.evaluation.geo import (
+    count_within,
+    great_circle_km,
+    judge_all_by_location,
+    judge_by_location,
+    positives_within,
+)
+from delfsearch.evaluation.judged import JudgedQueries, JudgedQuery
+from delfsearch.evaluation.judging import judge, judge_all
+from delfsearch.evaluation.numbered import judge_arrays
+from delfsearch.evaluation.ranked import (
+    average_precision,
+    average_precisions,
+    average_precisions_at,
+    first_answers_right,
+    mean_average_precision,
+    mean_average_precision_at,
+    mean_precision_at,
+    precisions_at,
+    recall_at_rank_one,
+)
+from delfsearch.evaluation.revisited import RevisitedScores, judge_revisited, revisited_scores
+from delfsearch.evaluation.unranked import (
+    PooledCurve,
+    answered_at_precision,
+    global_average_precision,
+    pooled_curve,
+    pooled_precision,
+    pooled_recall,
+    precision_at_recall,
+    recall_at_precision,
+    threshold_at_precision,
+    true_positives_at_precision,
+)
 
-import numpy as np
-from numpy.typing import NDArray
-
-
-@dataclass(frozen=True, eq=False)
-class JudgedQuery:
-    """One query's answers, best first, junk and the query itself left out.
-
-    scores : (n,) float64, falling. correct : (n,) bool. n_positives : size of the ground truth.
-    """
-
-    scores: NDArray[np.float64]
-    correct: NDArray[np.bool_]
-    n_positives: int
-
-
-def judge(
-    answers: Sequence[tuple[Hashable, float]],
-    positives: Collection[Hashable],
-    junk: Collection[Hashable] = (),
-) -> JudgedQuery:
-    """Compare one query's answers with its ground truth.
-
-    answers : (id, score) pairs in any order; ties keep the given order.
-    positives, junk : ids; an id in junk is ignored wherever it ranks.
-    Raises ValueError for a duplicated answer, a score that is not a number, or an id in both sets.
-    """
-    relevant, ignored = set(positives), set(junk)
-    if relevant & ignored:
-        raise ValueError(f"ids must not be both positive and junk; got {relevant & ignored}")
-    ids = [identity for identity, _ in answers]
-    if len(set(ids)) != len(ids):
-        raise ValueError("answers must hold every id once; got a duplicate")
-    scores = np.array([score for _, score in answers], dtype=np.float64)
-    if np.isnan(scores).any():
-        raise ValueError("scores must be numbers; got NaN")
-    order = [i for i in np.argsort(-scores, kind="stable") if ids[i] not in ignored]
-    return JudgedQuery(
-        scores=scores[order],
-        correct=np.array([ids[i] in relevant for i in order], dtype=bool),
-        n_positives=len(relevant),
-    )
-
-
-def average_precision(query: JudgedQuery) -> float:
-    """Average precision as the Oxford protocol computes it (trapezoids under the curve).
-
-    Returns nan for a query without ground truth.
-    """
-    if query.n_positives == 0:
-        return float("nan")
-    area, old_precision = 0.0, 1.0
-    found = 0
-    for rank, right in enumerate(query.correct, start=1):
-        if not right:
-            old_precision = found / rank
-            continue
-        found += 1
-        precision = found / rank
-        area += (old_precision + precision) / 2 / query.n_positives
-        old_precision = precision
-    return area
-
-
-def mean_average_precision(queries: Sequence[JudgedQuery]) -> float:
-    """Mean of average_precision over the queries that have ground truth."""
-    values = [average_precision(query) for query in queries if query.n_positives]
-    return float(np.mean(values)) if values else float("nan")
-
-
-def recall_at_rank_one(queries: Sequence[JudgedQuery]) -> float:
-    """Share of the queries with ground truth whose first answer is right (R@1)."""
-    values = [bool(len(q.correct) and q.correct[0]) for q in queries if q.n_positives]
-    return float(np.mean(values)) if values else float("nan")
-
-
-@dataclass(frozen=True, eq=False)
-class PooledCurve:
-    """Precision and recall of all queries together at every distinct score, best score first.
-
-    thresholds, precision, recall : (t,) float64. true_positives, retrieved : (t,) int64.
-    Source: equations (2) and (3).
-    """
-
-    thresholds: NDArray[np.float64]
-    precision: NDArray[np.float64]
-    recall: NDArray[np.float64]
-    true_positives: NDArray[np.int64]
-    retrieved: NDArray[np.int64]
-
-
-def pooled_curve(queries: Sequence[JudgedQuery]) -> PooledCurve:
-    """Pool the answers of all queries, distractor queries included."""
-    scores = np.concatenate([q.scores for q in queries]) if queries else np.zeros(0)
-    correct = np.concatenate([q.correct for q in queries]) if queries else np.zeros(0, bool)
-    n_positives = sum(q.n_positives for q in queries)
-    order = np.argsort(-scores, kind="stable")
-    scores, correct = scores[order], correct[order]
-    # The last answer of each run of equal scores: they enter together.
-    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True)[: len(scores)])
-    true_positives = np.cumsum(correct)[last].astype(np.int64)
-    retrieved = last.astype(np.int64) + 1
-    return PooledCurve(
-        thresholds=scores[last],
-        precision=true_positives / retrieved,
-        recall=true_positives / max(n_positives, 1),
-        true_positives=true_positives,
-        retrieved=retrieved,
-    )
-
-
-def threshold_at_precision(curve: PooledCurve, precision: float) -> float:
-    """Lowest score threshold at which precision still holds; inf where none does."""
-    reached = np.flatnonzero(curve.precision >= precision)
-    return float(curve.thresholds[reached[-1]]) if len(reached) else float("inf")
-
-
-def recall_at_precision(queries: Sequence[JudgedQuery], precision: float = 0.9) -> float:
-    """Highest pooled recall at a threshold whose pooled precision is at least ``precision``.
-
-    0 where no threshold reaches it. Source: Sec. 4.2 (R@90%).
-    """
-    curve = pooled_curve(queries)
-    reached = curve.recall[curve.precision >= precision]
-    return float(reached.max()) if len(reached) else 0.0
-
-
-def answered_at_precision(queries: Sequence[JudgedQuery], precision: float = 0.9) -> float:
-    """Share of the queries with ground truth whose first answer is right and accepted.
-
-    The threshold is set for pooled precision over all queries, distractor queries included. Unlike
-    R@90% it does not depend on how many positives a query has.
-    """
-    threshold = threshold_at_precision(pooled_curve(queries), precision)
-    values = [
-        bool(len(q.correct) and q.correct[0] and q.scores[0] >= threshold)
-        for q in queries
-        if q.n_positives
-    ]
-    return float(np.mean(values)) if values else float("nan")
+__all__ = [
+    "CurveBand",
+    "Difference",
+    "Interval",
+    "JudgedQueries",
+    "JudgedQuery",
+    "PooledCurve",
+    "RevisitedScores",
+    "answered_at_precision",
+    "average_precision",
+    "average_precisions",
+    "average_precisions_at",
+    "bootstrap_curve",
+    "bootstrap_difference",
+    "bootstrap_interval",
+    "count_within",
+    "first_answers_right",
+    "global_average_precision",
+    "great_circle_km",
+    "judge",
+    "judge_all",
+    "judge_all_by_location",
+    "judge_arrays",
+    "judge_by_location",
+    "judge_revisited",
+    "mean_average_precision",
+    "mean_average_precision_at",
+    "mean_precision_at",
+    "pooled_curve",
+    "pooled_precision",
+    "pooled_recall",
+    "positives_within",
+    "precision_at_recall",
+    "precisions_at",
+    "recall_at_precision",
+    "recall_at_rank_one",
+    "revisited_scores",
+    "threshold_at_precision",
+    "true_positives_at_precision",
+]

@@ -64,6 +64,7 @@ bench: $(VENV)/bench
 	$(BIN)/python benchmarks/neighbors.py $(AT_PHOTOS) --json $(OUT)/neighbors.json
 	$(BIN)/python benchmarks/verification.py $(AT_PHOTOS) --json $(OUT)/verification.json
 	$(BIN)/python benchmarks/extraction.py $(AT_PHOTOS) --json $(OUT)/extraction.json
+	$(BIN)/python benchmarks/evaluation.py --json $(OUT)/evaluation.json
 
 quality: $(VENV)/bench
 	@mkdir -p $(OUT)

@@ -6,6 +6,8 @@ the same index and verifier. Reported, whole and per subset: R@1, mAP (Oxford ar
 own answers. Photos that the ground truth calls junk are ignored.
 
     python benchmarks/quality.py --photos FOLDER --cache CACHE --json out.json
+
+--systems also takes the local systems of delfsearch.baselines by name (congas, xfeat, aliked).
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from delfsearch import DelfExtractor, DelfIndex, LocalFeatures, PcaReduction, Verifier
+from delfsearch.baselines import load_system
+from delfsearch.baselines.systems import LocalFeatureSystem
 from delfsearch.evaluation import metrics
 from delfsearch.evaluation.folder import PhotoFolder
 from delfsearch.extraction.photos import open_photo
@@ -62,6 +66,28 @@ def rootsift(folder: PhotoFolder, paths: list[str], arguments: argparse.Namespac
                 image_size=size,
             ),
         )
+
+
+def baseline(folder: PhotoFolder, name: str, n_fit: int = 200) -> LocalFeatureSystem:
+    """A local system of the paper by name; what it must learn comes from photos never asked."""
+    system = load_system(name)
+    if system.kind != "local":
+        raise SystemExit(f"--systems takes local systems only; {name} is {system.kind}")
+    if system.needs == "photos":
+        asked = {*folder.queries, *folder.distractor_queries}
+        free = [p for p in folder.paths if folder.roles[p] == "distractor" and p not in asked]
+        rng = np.random.default_rng(0)
+        chosen = rng.permutation(len(free))[:n_fit]
+        system.fit([folder.root / free[i] for i in np.sort(chosen)])
+    return system
+
+
+def from_system(system: LocalFeatureSystem, folder: PhotoFolder, paths: list[str]) -> Iterator:
+    """Features of a system of delfsearch.baselines."""
+    for path, (_, features) in zip(paths, system.stream([folder.root / p for p in paths])):
+        if not isinstance(features, LocalFeatures):
+            raise SystemExit(f"{path}: {features}")
+        yield path, features
 
 
 def cached(
@@ -224,11 +250,14 @@ def main() -> None:
         elif name == "rootsift":
             make = lambda missing: rootsift(folder, missing, arguments)  # noqa: E731
         else:
-            raise SystemExit(f"--systems knows delf:SCALES and rootsift; got {system}")
+            ready = baseline(folder, name)
+            make = lambda missing, ready=ready: from_system(ready, folder, missing)  # noqa: E731
         features, seconds = cached(arguments.cache / system.replace(":", "_"), paths, make)
         if name == "rootsift":
             features = reduced(features, list(folder.database), 40)
         limit = DelfExtractor().max_squared_distance if name == "delf" else None
+        if name not in ("delf", "rootsift"):
+            limit = ready.max_squared_distance
         result = evaluate(folder, features, arguments, limit)
         result["extraction_cpu_seconds_now"] = seconds
         report["systems"][system] = result

@@ -62,15 +62,6 @@ def test_items_of_an_earlier_run_do_not_count_into_the_rate():
     assert progress.line(910, 10.0) == "910/1000 photos, 1.0 a second, 1 min 30 s left"
 
 
-def test_a_log_gets_nothing_unless_asked():
-    clock, stream = Clock(), io.StringIO()
-    progress = Progress(3, "photos", stream=stream, clock=clock)
-    clock.now = 60
-    progress.update(3)
-    progress.finish()
-    assert stream.getvalue() == ""
-
-
 def test_a_log_gets_a_line_every_so_often_and_the_last():
     clock, stream = Clock(), io.StringIO()
     progress = Progress(40, "photos", every_s=10, stream=stream, clock=clock)
@@ -91,4 +82,19 @@ def test_quiet_terminal():
     progress = Progress(1, "photos", every_s=0, stream=stream)
     progress.update(1)
     progress.finish()
+    assert stream.getvalue() == ""
+
+
+def test_a_long_run_off_a_terminal_is_told_of_every_half_minute_unasked():
+    stream, clock = io.StringIO(), Clock()
+    progress = Progress(40, "photos", stream=stream, clock=clock)
+    for done in range(1, 41):
+        clock.now += 1.0
+        progress.update(done)
+    lines = stream.getvalue().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["30/40 photos", "40/40 photos"]
+    stream = io.StringIO()
+    short = Progress(5, "photos", stream=stream, clock=clock)
+    for done in range(1, 6):
+        short.update(done)
     assert stream.getvalue() == ""

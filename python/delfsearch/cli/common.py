@@ -74,7 +74,7 @@ def add_progress_options(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=10.0,
         metavar="SECONDS",
-        help="show progress also where standard error is no terminal: a line every 10 seconds",
+        help="where standard error is no terminal: a line every 10 seconds, not every 30",
     )
     group.add_argument("--quiet", action="store_true", help="no progress, no expected time")
 

@@ -88,12 +88,14 @@ def add_parsers(commands: Any) -> None:
 
 
 def _index(arguments: argparse.Namespace) -> int:
+    from delfsearch.index.builder import check_place
     from delfsearch.search import ImageSearch
 
     labels = None if arguments.labels is None else read_labels(arguments.labels)
     if not os.path.isdir(arguments.photos):  # said now, not after the weights are loaded
         problem = "is no folder" if os.path.exists(arguments.photos) else "does not exist"
         raise CommandError(f"PHOTOS must be a folder; {arguments.photos} {problem}")
+    check_place(Path(arguments.index))
     extractor = make_extractor(arguments)
     if arguments.pca == "general":
         extractor.get_state()  # says so where the weights have none

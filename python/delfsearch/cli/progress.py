@@ -1,7 +1,7 @@
 """Progress of long commands on standard error: done, rate, time left.
 
-A terminal gets one line that is redrawn; anything else gets nothing unless asked for, and then one
-line every few seconds, so that logs stay readable. ASCII only: any terminal can show it.
+A terminal gets one line that is redrawn; anything else gets one line every half minute, or as often
+as asked for, so that logs stay readable. ASCII only: any terminal can show it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 _REDRAW_SECONDS = 0.2
 _LINE_SECONDS = 10.0
+_UNASKED_LINE_SECONDS = 30.0
 
 
 def format_seconds(seconds: float) -> str:
@@ -35,8 +36,8 @@ class Progress:
     """Shows how far a loop over a known number of items has come.
 
     total : number of items. unit : what is counted, in the plural.
-    every_s : None shows progress on a terminal only; a number also elsewhere, one line every so
-        many seconds; 0 shows nothing at all.
+    every_s : off a terminal one line every so many seconds, the last one too; None: every half
+        minute, so nothing of what is over sooner; 0 shows nothing at all, anywhere.
     """
 
     def __init__(
@@ -52,7 +53,10 @@ class Progress:
         self.unit = unit
         self.stream = sys.stderr if stream is None else stream
         self.redraws = every_s is None and bool(getattr(self.stream, "isatty", bool)())
-        self.every_s = _REDRAW_SECONDS if self.redraws else (every_s or 0.0)
+        self._asked = every_s is not None
+        if every_s is None:
+            every_s = _REDRAW_SECONDS if self.redraws else _UNASKED_LINE_SECONDS
+        self.every_s = every_s
         self._clock = clock
         self._start = clock()
         self._shown_at = self._start
@@ -65,7 +69,8 @@ class Progress:
         if self._first_done is None:
             # Items done before the first call (a resumed run) took no time in this one.
             self._first_done = max(done - 1, 0)
-        if self.every_s <= 0 or (now - self._shown_at < self.every_s and done < self.total):
+        last = done >= self.total and (self.redraws or self._asked or self._shown_at > self._start)
+        if self.every_s <= 0 or (now - self._shown_at < self.every_s and not last):
             return
         self._shown_at = now
         self._show(self.line(done, now - self._start))

@@ -15,7 +15,7 @@ from delfsearch.index.segment import build_segment, check_layout, pack
 from delfsearch.storage import tables
 from delfsearch.storage.catalog import FILE_NAME
 from delfsearch.storage.records import NotIndexed
-from delfsearch.storage.store import BUILDING, IndexStore
+from delfsearch.storage.store import BUILDING, IndexStore, check_target
 
 # A commit costs milliseconds and the features of one photo often seconds: at most a minute is lost.
 _COMMIT_PHOTOS = 256
@@ -202,6 +202,17 @@ class IndexUpdater(_Intake):
         if self._index.path is not None:
             self._index.save()
         self.ids += ids
+
+
+def check_place(path: Path) -> None:
+    """Refuse a folder that no index can be built in, before any work is done for it.
+
+    Raises FileExistsError or PermissionError, as IndexBuilder would.
+    """
+    if (path / FILE_NAME).exists():
+        _open_building(path).close()
+    else:
+        check_target(path)
 
 
 def _open_building(path: Path | None) -> IndexStore:

@@ -11,20 +11,25 @@ the reduced descriptors are kept, a twenty-fifth of the bytes.
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from delfsearch.baselines import load_system
 from delfsearch.errors import PhotoError
 from delfsearch.evaluation.feature_store import FeatureShelf, FeatureStore, StoredPhoto, key_of
-from delfsearch.evaluation.protocol import Runnable, file_version
+from delfsearch.evaluation.fitted import (
+    digest,
+    kept,
+    learned_arrays,
+    settings_of,
+    teach,
+    versions,
+)
+from delfsearch.evaluation.protocol import Runnable
 from delfsearch.evaluation.tables import ATTENTION_NETWORKS, NETWORKS, Row
 from delfsearch.extraction.reduction import PcaReduction
 from delfsearch.features import LocalFeatures
@@ -99,7 +104,7 @@ def prepare(row: Row, laboratory: Laboratory, *, several_reductions: bool) -> Ru
         max_side=laboratory.max_side,
         n_jobs=laboratory.n_jobs,
     )
-    parameters = {"system": row.system, **_without_machine(system.get_params())}
+    parameters = {"system": row.system, **settings_of(system)}
     return _local(row, laboratory, system, parameters, several_reductions, system.ran)
 
 
@@ -136,7 +141,7 @@ def _delf(row: Row, laboratory: Laboratory, several: bool) -> Runnable | LeftOut
     runtime = system._runtime()
     parameters = {
         "system": "delf",
-        **_without_machine(system.get_params()),
+        **settings_of(system),
         "weights": runtime.weights.sha256,
         "precision": str(runtime.dtype),
     }
@@ -184,7 +189,7 @@ def _local(
         )
     pca, learned_from = _reduction(raw, k, laboratory, shipped)
     ran = f"{ran}, PCA to {k} dimensions {learned_from}"
-    reduction = {"pca": _digest(pca.to_arrays())}
+    reduction = {"pca": digest(pca.to_arrays())}
     view_key = {"limit": limit, "beta": beta}
     if several:
         view = _View(limit, beta, pca)
@@ -254,7 +259,7 @@ def _reduction(
         most = min(_LARGEST_PCA, sum(rows for rows, _ in shapes), shapes[0][1])
         return dict(PcaReduction(most).fit_blocks(blocks()).to_arrays())
 
-    arrays = _kept(laboratory, ["pca", raw.key, *_versions(fit.photos)], learn)
+    arrays = kept(laboratory.folder, ["pca", raw.key, *versions(fit.photos)], learn)
     found = len(arrays["pca.components"])
     if found < k:
         raise ValueError(
@@ -289,13 +294,13 @@ def _global(row: Row, laboratory: Laboratory) -> Runnable:
     if needs == "photos" or (needs == "labels" and fit is not None and fit.labels):
         if fit is None:
             raise ValueError(f"{row.name} must be fitted to photos: give some as training photos")
-        arrays = _kept(
-            laboratory,
-            [*identity, *_versions(fit.photos), *fit.labels],
-            lambda: _fitted_arrays(family, system.fit(fit.photos, fit.labels or None)),
+        arrays = kept(
+            laboratory.folder,
+            [*identity, *versions(fit.photos), *fit.labels],
+            lambda: learned_arrays(system.fit(fit.photos, fit.labels or None)),
         )
-        _restore(family, system, arrays)
-        identity.append(_digest(arrays))
+        teach(system, arrays)
+        identity.append(digest(arrays))
         learned_from = f"; fitted to {fit.source}"
     elif needs == "labels":
         system.set_params(whitening="none")
@@ -308,30 +313,10 @@ def _global(row: Row, laboratory: Laboratory) -> Runnable:
     )
 
 
-def _fitted_arrays(family: str, system: Any) -> dict[str, NDArray[Any]]:
-    if family == "dir":
-        return dict(system.pca_.to_arrays())
-    whitening = system.whitening_
-    return {"mean": whitening.mean_, "components": whitening.components_}
-
-
-def _restore(family: str, system: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Give a system what its fit learned."""
-    if family == "dir":
-        system.pca_ = PcaReduction.from_arrays(dict(arrays), whiten=system.whiten)
-        return
-    from delfsearch.baselines.whitening import DiscriminativeWhitening
-
-    whitening = DiscriminativeWhitening(system.n_components, shrinkage=system.shrinkage)
-    whitening.mean_, whitening.components_ = arrays["mean"], arrays["components"]
-    whitening.n_features_in_ = len(whitening.mean_)
-    system.whitening_ = whitening
-
-
 def _plain(system: Any) -> dict[str, Any]:
     """Return the parameters that vectors depend on; query expansion comes after them."""
-    parameters = _without_machine(system.get_params())
-    return {k: v for k, v in parameters.items() if k not in ("query_expansion", "weights")}
+    left_out = ("query_expansion", "weights")
+    return {k: v for k, v in settings_of(system).items() if k not in left_out}
 
 
 # -- both -------------------------------------------------------------------------------------
@@ -343,44 +328,6 @@ def _network_file(network: str, weights: Mapping[str, str]) -> tuple[str, bool]:
         if name in weights:
             return weights[name], False
     return weights.get("imagenet", _DEFAULT_WEIGHTS), network != "imagenet"
-
-
-def _kept(
-    laboratory: Laboratory, identity: Any, learn: Callable[[], Mapping[str, NDArray[Any]]]
-) -> dict[str, NDArray[Any]]:
-    """Return what learn gives, from disk if it was learned before."""
-    path = laboratory.folder / "fitted" / f"{key_of(identity)}.npz"
-    if not path.exists():
-        arrays = learn()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.replace(partial, path)
-    with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored}
-
-
-def _versions(photos: Iterable[Path]) -> list[list[Any]]:
-    return [[str(photo), *file_version(photo)] for photo in photos]
-
-
-def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
-    digest = hashlib.blake2b(digest_size=12)
-    for name in sorted(arrays):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
-    return digest.hexdigest()
-
-
-def _without_machine(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters that features depend on, as JSON holds them."""
-    machine = ("n_jobs", "device", "verbose", "n_fit_photos", "random_state")
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in parameters.items()
-        if name not in machine
-    }
 
 
 def _shown(scales: str | tuple[float, ...]) -> str:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,6 +42,8 @@ from delfsearch.verification.verifier import Verifier
 
 Answers = dict[str, list[tuple[str, float]]]
 Progress = Callable[[str, int, int], None]
+# Answers of a batch of queries, and the seconds that they took together.
+_Found = tuple[list[list[tuple[str, float]]], float]
 
 _QUERY_BATCH = 16
 
@@ -88,14 +91,15 @@ class Runnable:
     """A system that is ready to run.
 
     kind : "local" or "global". ran : what actually runs. shelf : where its features are.
-    view : what becomes of stored local features before they are used (the best ones, reduced).
+    view : what becomes of stored features before they are used (the best ones, reduced; a vector
+    whitened).
     view_key : says in JSON what view does. query_expansion : rounds, of global systems.
     """
 
     kind: Literal["local", "global"]
     ran: str
     shelf: FeatureShelf
-    view: Callable[[LocalFeatures], LocalFeatures] = lambda features: features
+    view: Callable[[Any], Any] = lambda features: features
     view_key: Mapping[str, Any] = field(default_factory=dict)
     query_expansion: int = 0
 
@@ -108,6 +112,8 @@ class SystemRun:
         first; read from disk at each access.
     n_database, n_unreadable : photos in the index, and left out as they cannot be read.
     unreadable_queries : ids. seconds_per_photo : of extraction. bytes_per_photo : of the index.
+    seconds_per_query : of search and verification, by effort, mean over queries, by the wall clock
+    and with n_jobs threads; extraction is not in it.
     """
 
     answers: Mapping[Effort | None, Answers]
@@ -116,6 +122,7 @@ class SystemRun:
     unreadable_queries: tuple[str, ...]
     seconds_per_photo: float
     bytes_per_photo: float
+    seconds_per_query: Mapping[Effort | None, float]
 
 
 def run_system(
@@ -150,6 +157,7 @@ def run_system(
     )
     run = _run_local if runnable.kind == "local" else _run_global
     answers, n_indexed, n_bytes = run(runnable, dataset, efforts, folder, settings, progress)
+    seconds = {effort: answers.seconds(effort) for effort in answers}
     return SystemRun(
         answers=answers,
         n_database=n_indexed,
@@ -157,6 +165,7 @@ def run_system(
         unreadable_queries=unreadable,
         seconds_per_photo=runnable.shelf.seconds_per_photo(database),
         bytes_per_photo=n_bytes / n_indexed if n_indexed else math.nan,
+        seconds_per_query=seconds,
     )
 
 
@@ -187,7 +196,7 @@ def _run_local(
     folder: Path,
     settings: SearchSettings,
     progress: Progress | None,
-) -> tuple[Mapping[Effort | None, Answers], int, float]:
+) -> tuple[_KeptAnswers, int, float]:
     if not efforts:
         raise ValueError("efforts must hold at least one; got none")
     what = {
@@ -212,11 +221,12 @@ def _run_local(
         n_jobs=settings.n_jobs,
     )
 
-    def ask(batch: Sequence[Query], effort: Effort | None) -> list[list[tuple[str, float]]]:
+    def ask(batch: Sequence[Query], effort: Effort | None) -> _Found:
         if effort is None:
             raise ValueError("a local system must be asked with an effort (K, T); got none")
         loaded = [_query_features(runnable, query) for query in batch]
         asked = [i for i, features in enumerate(loaded) if features is not None]
+        started = time.perf_counter()
         matches = index.query_many(
             [features for features in loaded if features is not None],
             k=effort.k,
@@ -225,9 +235,11 @@ def _run_local(
             exclude_ids=[_own(batch[i], number) for i in asked],
         )
         found: list[list[tuple[str, float]]] = [[] for _ in batch]
-        for i, hits in zip(asked, verifier.verify_many(matches)):
+        verified = verifier.verify_many(matches)
+        seconds = time.perf_counter() - started
+        for i, hits in zip(asked, verified):
             found[i] = [(images[hit.id], float(hit.score)) for hit in hits]
-        return found
+        return found, seconds
 
     answers = _ask_all(dataset, logs, ask, progress)
     n_bytes = float(index.memory_usage()["total"])
@@ -293,7 +305,7 @@ def _run_global(
     folder: Path,
     settings: SearchSettings,
     progress: Progress | None,
-) -> tuple[Mapping[Effort | None, Answers], int, float]:
+) -> tuple[_KeptAnswers, int, float]:
     what = {
         "features": [runnable.shelf.key, dict(runnable.view_key)],
         "database": _fingerprint(dataset),
@@ -306,27 +318,29 @@ def _run_global(
         vector = runnable.shelf.load(StoredPhoto(Path(dataset.paths[photo])))
         if not isinstance(vector, PhotoError):
             names.append(photo)
-            vectors.append(vector)
+            vectors.append(runnable.view(vector))
     if not names:
         raise ValueError(f"{dataset.name}: no photo of the database can be read")
     index = GlobalIndex(n_jobs=settings.n_jobs).fit(np.stack(vectors))
     number = {name: row for row, name in enumerate(names)}
 
-    def ask(batch: Sequence[Query], _: Effort | None) -> list[list[tuple[str, float]]]:
+    def ask(batch: Sequence[Query], _: Effort | None) -> _Found:
         loaded = [runnable.shelf.load(StoredPhoto(Path(q.path), q.box)) for q in batch]
         asked = [i for i, vector in enumerate(loaded) if not isinstance(vector, PhotoError)]
         found: list[list[tuple[str, float]]] = [[] for _ in batch]
         if not asked:
-            return found
+            return found, 0.0
+        started = time.perf_counter()
         scores, rows = index.query(
-            np.stack([np.asarray(loaded[i]) for i in asked]),
+            np.stack([np.asarray(runnable.view(loaded[i])) for i in asked]),
             k=min(settings.max_answers, len(names)),
             exclude_ids=[_own(batch[i], number) for i in asked],
             query_expansion=runnable.query_expansion,
         )
+        seconds = time.perf_counter() - started
         for i, values, ids in zip(asked, scores, rows):
             found[i] = [(names[row], float(value)) for value, row in zip(values, ids) if row >= 0]
-        return found
+        return found, seconds
 
     log = _AnswerLog(folder / "answers" / key_of(what) / "exact.jsonl")
     answers = _ask_all(dataset, {None: log}, ask, progress)
@@ -339,7 +353,8 @@ def _run_global(
 class _AnswerLog:
     """Answers on disk, a line for each query; a line that an interruption tore is forgotten.
 
-    Only the names of the queries are held in memory.
+    A line is the query's name, its answers, and the seconds that they took (absent from lines of
+    before there was a third field). Only the names of the queries are held in memory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -353,21 +368,29 @@ class _AnswerLog:
             self.done.add(json.loads(line)[0])
             whole += len(line)
 
-    def add(self, found: Mapping[str, list[tuple[str, float]]]) -> None:
+    def add(self, found: Mapping[str, list[tuple[str, float]]], seconds: float) -> None:
+        """Append answers; seconds : that each query took."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="ascii") as file:
             for query, answers in found.items():
-                file.write(json.dumps([query, answers], allow_nan=False) + "\n")
+                line = json.dumps([query, answers, seconds], allow_nan=False)
+                file.write(line + "\n")
         self.done.update(found)
 
     def read(self, ids: Mapping[str, str]) -> Answers:
         """Return the answers of the queries with these names, by their ids."""
         answers: Answers = {}
         for line in self._lines():
-            query, found = json.loads(line)
+            query, found = json.loads(line)[:2]
             if query in ids:
                 answers[ids[query]] = [(name, float(score)) for name, score in found]
         return answers
+
+    def seconds(self, ids: Mapping[str, str]) -> float:
+        """Return the mean seconds of these queries; nan where they are not known."""
+        lines = (json.loads(line) for line in self._lines())
+        taken = [line[2] for line in lines if line[0] in ids and len(line) > 2]
+        return float(np.mean(taken)) if taken else math.nan
 
     def _lines(self) -> Iterator[bytes]:
         try:
@@ -387,6 +410,10 @@ class _KeptAnswers(Mapping["Effort | None", Answers]):
     def __getitem__(self, effort: Effort | None) -> Answers:
         return self._logs[effort].read(self._ids)
 
+    def seconds(self, effort: Effort | None) -> float:
+        """Return the mean seconds that a query took."""
+        return self._logs[effort].seconds(self._ids)
+
     def __iter__(self) -> Iterator[Effort | None]:
         return iter(self._logs)
 
@@ -397,9 +424,9 @@ class _KeptAnswers(Mapping["Effort | None", Answers]):
 def _ask_all(
     dataset: Dataset,
     logs: Mapping[Effort | None, _AnswerLog],
-    ask: Callable[[Sequence[Query], Effort | None], list[list[tuple[str, float]]]],
+    ask: Callable[[Sequence[Query], Effort | None], _Found],
     progress: Progress | None,
-) -> Mapping[Effort | None, Answers]:
+) -> _KeptAnswers:
     keys = {query.id: _query_key(query) for query in dataset.all_queries}
     total = len(keys) * len(logs)
     done = 0
@@ -407,7 +434,9 @@ def _ask_all(
         missing = [query for query in dataset.all_queries if keys[query.id] not in log.done]
         done += len(keys) - len(missing)
         for batch in _batches(missing):
-            log.add({keys[q.id]: found for q, found in zip(batch, ask(batch, effort))})
+            answers, seconds = ask(batch, effort)
+            found = {keys[query.id]: one for query, one in zip(batch, answers)}
+            log.add(found, seconds / len(batch))
             done += len(batch)
             if progress is not None:
                 progress("answers", done, total)

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from delfsearch.evaluation.paper import TABLE_NAMES, paper_figures, paper_value
-from delfsearch.evaluation.tables import MEAN_AP, RECALL, TP_PRECISIONS, get_table
+from delfsearch.evaluation.paper.printed import TABLE_NAMES, paper_figures, paper_value
+from delfsearch.evaluation.paper.tables import MEAN_AP, RECALL, TP_PRECISIONS, get_table
 
 NO_FIGURE = {("LIFT", name) for name in ("Oxf105k", "Par106k")}
 

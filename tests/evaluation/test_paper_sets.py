@@ -6,10 +6,10 @@ import pytest
 from evaluation.miniature import make_miniature
 
 from delfsearch.errors import DatasetError
-from delfsearch.evaluation.feature_store import FeatureStore
-from delfsearch.evaluation.paper_sets import Limits, Sources, columns_at_hand, load_set
-from delfsearch.evaluation.paper_systems import Laboratory, LeftOut, extraction_of, prepare
-from delfsearch.evaluation.tables import MEAN_AP, Row, get_table
+from delfsearch.evaluation.paper.sets import Limits, Sources, columns_at_hand, load_set
+from delfsearch.evaluation.paper.systems import Laboratory, LeftOut, extraction_of, prepare
+from delfsearch.evaluation.paper.tables import MEAN_AP, Row, get_table
+from delfsearch.evaluation.running.feature_store import FeatureStore
 
 ALL = Limits()
 

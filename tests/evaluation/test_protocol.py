@@ -11,8 +11,8 @@ from PIL import Image
 
 from delfsearch.errors import PhotoError
 from delfsearch.evaluation.datasets.base import Dataset, Query
-from delfsearch.evaluation.feature_store import FeatureStore, StoredPhoto, key_of
-from delfsearch.evaluation.protocol import (
+from delfsearch.evaluation.running.feature_store import FeatureStore, StoredPhoto, key_of
+from delfsearch.evaluation.running.protocol import (
     Effort,
     Runnable,
     SearchSettings,

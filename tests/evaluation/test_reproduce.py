@@ -15,13 +15,13 @@ from random_weights import save_random_weights
 from delfsearch.baselines.delf import DelfSystem
 from delfsearch.cli import main
 from delfsearch.errors import DatasetError
-from delfsearch.evaluation.feature_store import FeatureStore
-from delfsearch.evaluation.paper import TABLE_NAMES
-from delfsearch.evaluation.paper_sets import Limits, Sources
-from delfsearch.evaluation.protocol import Effort
-from delfsearch.evaluation.reproduce import ReproduceSettings, reproduce
-from delfsearch.evaluation.reproduce_output import as_json, as_markdown, plot_table, write_table
-from delfsearch.evaluation.tables import get_table
+from delfsearch.evaluation.paper.output import as_json, as_markdown, plot_table, write_table
+from delfsearch.evaluation.paper.printed import TABLE_NAMES
+from delfsearch.evaluation.paper.reproduce import ReproduceSettings, reproduce
+from delfsearch.evaluation.paper.sets import Limits, Sources
+from delfsearch.evaluation.paper.tables import get_table
+from delfsearch.evaluation.running.feature_store import FeatureStore
+from delfsearch.evaluation.running.runnable import Effort
 from delfsearch.extraction.weights import load_weights, save_weights
 
 PARTS = ("oxford5k", "paris6k", "flickr100k", "large", "library", "training")

@@ -17,7 +17,7 @@ from delfsearch.cli.common import (
 )
 from delfsearch.cli.output import answer, say
 from delfsearch.cli.progress import Progress
-from delfsearch.evaluation.paper import TABLE_NAMES
+from delfsearch.evaluation.paper.printed import TABLE_NAMES
 
 
 def add_parsers(commands: Any) -> None:
@@ -78,10 +78,10 @@ def add_parsers(commands: Any) -> None:
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
-    from delfsearch.evaluation.paper_sets import Sources
-    from delfsearch.evaluation.protocol import SearchSettings
-    from delfsearch.evaluation.reproduce import ReproduceSettings, reproduce
-    from delfsearch.evaluation.reproduce_output import as_json, as_markdown, write_table
+    from delfsearch.evaluation.paper.output import as_json, as_markdown, write_table
+    from delfsearch.evaluation.paper.reproduce import ReproduceSettings, reproduce
+    from delfsearch.evaluation.paper.sets import Sources
+    from delfsearch.evaluation.running.runnable import SearchSettings
 
     names = ("oxford", "paris", "flickr100k", "large", "smoke", "training")
     sources = Sources(**{name: _folder(getattr(arguments, name)) for name in names})

@@ -24,8 +24,8 @@ from delfsearch.baselines.global_system import Projection
 from delfsearch.baselines.whitening import DiscriminativeWhitening
 from delfsearch.errors import PhotoError
 from delfsearch.evaluation.datasets.base import Dataset
-from delfsearch.evaluation.feature_store import FeatureShelf, FeatureStore, StoredPhoto
-from delfsearch.evaluation.fitted import (
+from delfsearch.evaluation.running.feature_store import FeatureShelf, FeatureStore, StoredPhoto
+from delfsearch.evaluation.running.fitted import (
     digest,
     kept,
     learned_arrays,
@@ -33,7 +33,7 @@ from delfsearch.evaluation.fitted import (
     teach,
     versions,
 )
-from delfsearch.evaluation.protocol import Effort, Runnable, SearchSettings
+from delfsearch.evaluation.running.runnable import Effort, Runnable, SearchSettings
 from delfsearch.extraction.weights import load_weights
 from delfsearch.index.delf_index import DelfIndex
 from delfsearch.storage.arrays import hash_file

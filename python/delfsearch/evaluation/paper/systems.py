@@ -20,8 +20,14 @@ from numpy.typing import NDArray
 
 from delfsearch.baselines import load_system
 from delfsearch.errors import PhotoError
-from delfsearch.evaluation.feature_store import FeatureShelf, FeatureStore, StoredPhoto, key_of
-from delfsearch.evaluation.fitted import (
+from delfsearch.evaluation.paper.tables import ATTENTION_NETWORKS, NETWORKS, Row
+from delfsearch.evaluation.running.feature_store import (
+    FeatureShelf,
+    FeatureStore,
+    StoredPhoto,
+    key_of,
+)
+from delfsearch.evaluation.running.fitted import (
     digest,
     kept,
     learned_arrays,
@@ -29,8 +35,7 @@ from delfsearch.evaluation.fitted import (
     teach,
     versions,
 )
-from delfsearch.evaluation.protocol import Runnable
-from delfsearch.evaluation.tables import ATTENTION_NETWORKS, NETWORKS, Row
+from delfsearch.evaluation.running.runnable import Runnable
 from delfsearch.extraction.reduction import PcaReduction
 from delfsearch.features import LocalFeatures
 from delfsearch.storage.arrays import hash_file

@@ -13,25 +13,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from delfsearch.evaluation.datasets.base import Dataset
-from delfsearch.evaluation.feature_store import FeatureStore
 from delfsearch.evaluation.judged import JudgedQueries
-from delfsearch.evaluation.paper import paper_value
-from delfsearch.evaluation.paper_sets import Limits, Sources, columns_at_hand, load_set
-from delfsearch.evaluation.paper_systems import (
+from delfsearch.evaluation.paper.printed import paper_value
+from delfsearch.evaluation.paper.sets import Limits, Sources, columns_at_hand, load_set
+from delfsearch.evaluation.paper.systems import (
     Laboratory,
     LeftOut,
     extraction_of,
     prepare,
 )
-from delfsearch.evaluation.protocol import (
-    Effort,
-    SearchSettings,
-    SystemRun,
-    judge_answers,
-    run_system,
-)
-from delfsearch.evaluation.ranked import mean_average_precision
-from delfsearch.evaluation.tables import (
+from delfsearch.evaluation.paper.tables import (
     MEAN_AP,
     NETWORKS,
     PAPER_GRID,
@@ -43,6 +34,10 @@ from delfsearch.evaluation.tables import (
     Table,
     get_table,
 )
+from delfsearch.evaluation.ranked import mean_average_precision
+from delfsearch.evaluation.running.feature_store import FeatureStore
+from delfsearch.evaluation.running.protocol import SystemRun, judge_answers, run_system
+from delfsearch.evaluation.running.runnable import Effort, SearchSettings
 from delfsearch.evaluation.unranked import (
     pooled_curve,
     recall_at_precision,

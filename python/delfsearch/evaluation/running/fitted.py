@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from delfsearch.evaluation.feature_store import key_of
-from delfsearch.evaluation.protocol import file_version
+from delfsearch.evaluation.running.feature_store import file_version, key_of
 
 Arrays = dict[str, NDArray[Any]]
 

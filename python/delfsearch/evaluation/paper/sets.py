@@ -16,8 +16,8 @@ from delfsearch.evaluation.datasets.image_folder import read_image_folder
 from delfsearch.evaluation.datasets.library_folder import read_library_folder
 from delfsearch.evaluation.datasets.oxford import PARIS6K_UNREADABLE, read_oxford5k, read_paris6k
 from delfsearch.evaluation.datasets.registry import load_dataset
-from delfsearch.evaluation.paper_systems import FitPhotos
-from delfsearch.evaluation.tables import Column, Table
+from delfsearch.evaluation.paper.systems import FitPhotos
+from delfsearch.evaluation.paper.tables import Column, Table
 
 # What a set's database is, and where its distractor queries come from.
 _STARRED = {

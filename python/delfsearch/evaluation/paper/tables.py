@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from delfsearch.evaluation.paper import TABLE_NAMES
-from delfsearch.evaluation.protocol import Effort
+from delfsearch.evaluation.paper.printed import TABLE_NAMES
+from delfsearch.evaluation.running.runnable import Effort
 
 # Sec. 5.2.
 PAPER_GRID = tuple(Effort(k, t) for k in (8, 16, 32, 64, 128) for t in (1280, 5000, 10000, 15000))

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from delfsearch.errors import DatasetError
-from delfsearch.evaluation.paper import SOURCE, paper_value
-from delfsearch.evaluation.paper_sets import Sources, describe
-from delfsearch.evaluation.reproduce import Cell, RowResult, TableResult
-from delfsearch.evaluation.tables import Column
+from delfsearch.evaluation.paper.printed import SOURCE, paper_value
+from delfsearch.evaluation.paper.reproduce import Cell, RowResult, TableResult
+from delfsearch.evaluation.paper.sets import Sources, describe
+from delfsearch.evaluation.paper.tables import Column
 
 JSON_VERSION = 1
 TUNED = (

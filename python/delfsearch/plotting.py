@@ -45,14 +45,21 @@ class ScoreLevel(Protocol):
 
 
 def plot_matches(
-    query_photo: Any, database_photo: Any, hit: Hit, *, ax: Any = None, title: str | None = None
+    query_photo: Any,
+    database_photo: Any,
+    hit: Hit,
+    *,
+    ax: Any = None,
+    title: str | None = None,
+    color: str | None = None,
 ) -> Any:
-    """Draw two photos side by side and a green line for each verified match between them.
+    """Draw two photos side by side and a line for each verified match between them.
 
     query_photo, database_photo : path, PIL image or array, as DelfExtractor takes it.
     hit : its inliers (m, 4) are the centres of the matched receptive fields, original pixels.
     ax : matplotlib Axes to draw into; a new figure if omitted.
     title : text above the photos; the score and path of the hit if omitted.
+    color : of the lines, as matplotlib names it; green if omitted.
     Returns the Axes (save with ``ax.figure.savefig``).
     Raises ImportError without matplotlib, PhotoError where a photo cannot be read.
     Source: Fig. 7. Differs: both photos are drawn at the same height.
@@ -76,10 +83,11 @@ def plot_matches(
     ends = (inliers[:, 2:] + 0.5) * right_zoom + np.array([shift, 0.0], np.float32)
     # Hundreds of matches would cover the photos: lines fade as they get more.
     alpha = float(np.clip(60.0 / max(len(inliers), 1), 0.2, 0.9))
+    color = _GREEN if color is None else color
     segments = np.stack([starts, ends], axis=1)
-    ax.add_collection(LineCollection(list(segments), colors=_GREEN, linewidths=0.8, alpha=alpha))
+    ax.add_collection(LineCollection(list(segments), colors=color, linewidths=0.8, alpha=alpha))
     for points in (starts, ends):
-        ax.scatter(points[:, 0], points[:, 1], s=9, c=_GREEN, edgecolors="white", linewidths=0.4)
+        ax.scatter(points[:, 0], points[:, 1], s=9, color=color, edgecolors="white", linewidths=0.4)
     ax.set_xlim(0, width)
     ax.set_ylim(height, 0)
     if title is None:
@@ -154,7 +162,7 @@ def plot_ranked(
     if relevant is not None and len(relevant) < len(shown):
         raise ValueError(f"relevant must hold one value per hit ({len(hits)}); got {len(relevant)}")
     n_panels = 1 + max(len(shown), 1)
-    figure = _new_figure(2.6 * n_panels, 2.9)
+    figure = new_figure(2.6 * n_panels, 2.9)
     axes = figure.subplots(1, n_panels, squeeze=False)[0]
     _panel(axes[0], query_photo, "query", None)
     if not shown:
@@ -177,7 +185,11 @@ def plot_ranked(
     return figure
 
 
-def _new_figure(width_inches: float, height_inches: float) -> Any:
+def new_figure(width_inches: float, height_inches: float) -> Any:
+    """Return an empty matplotlib Figure that belongs to no window.
+
+    Raises ImportError without matplotlib.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -193,7 +205,7 @@ def _new_figure(width_inches: float, height_inches: float) -> Any:
 def _new_axes(width: float, height: float) -> Any:
     # 10 inches along the longer side, and room for a title.
     zoom = 10.0 / max(width, height)
-    return _new_figure(max(width * zoom, 3.0), max(height * zoom, 1.5) + 0.5).add_subplot()
+    return new_figure(max(width * zoom, 3.0), max(height * zoom, 1.5) + 0.5).add_subplot()
 
 
 def _draw(

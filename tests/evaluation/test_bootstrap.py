@@ -25,6 +25,7 @@ METRICS = {
     "R@70%": partial(partial(metrics.recall_at_precision, precision=0.1), precision=0.7),
     "TP@60": partial(metrics.true_positives_at_precision, precision=0.6),
     "answered@60%": partial(metrics.answered_at_precision, precision=0.6),
+    "answered at a threshold": partial(metrics.answered_at_threshold, threshold=6),
     "P at 40% recall": partial(metrics.precision_at_recall, recall=0.4),
     "P at a threshold": partial(metrics.pooled_precision, threshold=6),
     "R at a threshold": partial(metrics.pooled_recall, threshold=6),

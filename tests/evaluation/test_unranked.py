@@ -71,6 +71,7 @@ def test_answered_is_not_recall():
     assert metrics.recall_at_precision(queries, 0.9) == 2 / 3
     assert metrics.answered_at_precision(queries, 0.9) == 1 / 2
     assert metrics.answered_at_precision(queries, 0.6) == 1.0
+    assert [metrics.answered_at_threshold(queries, t) for t in (3, 4, 9, 10)] == [1, 0.5, 0.5, 0]
 
 
 def test_global_average_precision_by_hand():
@@ -231,6 +232,18 @@ def test_pooled_figures_do_not_know_the_order_of_ties_at_all(spec, random):
         )
     ]
     np.testing.assert_equal(figures[1:], [figures[0]] * 2)
+
+
+@settings(deadline=None)
+@given(specs)
+def test_answered_at_the_threshold_of_a_precision(spec):
+    queries = build(spec)
+    for precision in (0.5, 0.9):
+        threshold = metrics.threshold_at_precision(metrics.pooled_curve(queries), precision)
+        expected = metrics.answered_at_precision(queries, precision)
+        np.testing.assert_equal(metrics.answered_at_threshold(queries, threshold), expected)
+    with pytest.raises(ValueError, match="threshold"):
+        metrics.answered_at_threshold(queries, float("nan"))
 
 
 @settings(deadline=None)

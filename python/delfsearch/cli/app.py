@@ -14,6 +14,7 @@ from delfsearch.cli import (
     demo_command,
     index_commands,
     query_command,
+    report_command,
     reproduce_command,
     scores_command,
     weights_command,
@@ -50,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         scores_command,
         weights_command,
         demo_command,
+        report_command,
         reproduce_command,
     ):
         group.add_parsers(commands)

@@ -170,6 +170,22 @@ def box(text: str) -> tuple[float, float, float, float]:
     return x0, y0, x1, y1
 
 
+def existing_folder(text: str) -> Path:
+    """Return the path of a folder (or file) that a set is read from."""
+    path = Path(text)
+    if not path.exists():
+        raise CommandError(f"{text} does not exist; give the folder of the set")
+    return path
+
+
+def named_file(text: str) -> tuple[str, str]:
+    """Return name and file of NAME=FILE, for argparse."""
+    name, equals, file = text.partition("=")
+    if not (name and equals and file):
+        raise argparse.ArgumentTypeError(f"want NAME=FILE, such as LC=lc.safetensors; got {text!r}")
+    return name, file
+
+
 def positive(text: str) -> int:
     """Parse a whole number of at least 1."""
     return _whole(text, 1)

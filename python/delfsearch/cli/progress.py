@@ -132,3 +132,26 @@ class ShownProgress:
             raise KeyboardInterrupt(
                 f"interrupted; what is finished is kept, and {self._after_interrupt}"
             ) from None
+
+
+class StagedProgress:
+    """Progress of work in named stages: a new line for each."""
+
+    def __init__(self, every_s: float | None) -> None:
+        self._every_s = every_s
+        self._stage: str | None = None
+        self._progress: Progress | None = None
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        """Say how much of a stage is done; another stage than before begins a new line."""
+        if self._stage != stage:
+            self.finish()
+            self._stage = stage
+            self._progress = Progress(total, stage, every_s=self._every_s)
+        if self._progress is not None:
+            self._progress.update(done)
+
+    def finish(self) -> None:
+        """End the line."""
+        if self._progress is not None:
+            self._progress.finish()

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from delfsearch.cli.common import (
     EXIT_OK,
-    CommandError,
     add_machine_options,
     add_progress_options,
+    existing_folder,
+    named_file,
     positive,
     progress_interval,
 )
 from delfsearch.cli.output import answer, say
-from delfsearch.cli.progress import Progress
+from delfsearch.cli.progress import StagedProgress
 from delfsearch.evaluation.paper.printed import TABLE_NAMES
 
 
@@ -54,7 +56,7 @@ def add_parsers(commands: Any) -> None:
         "--weights",
         action="append",
         default=[],
-        type=_weights,
+        type=named_file,
         metavar="NAME=FILE",
         help="a network that the paper names: SD, LF, LC, Att-LC, LC+RS, LF+RS, DIR, siaMAC, or "
         "imagenet for the trunk that stands in; may be repeated",
@@ -99,10 +101,14 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     settings = ReproduceSettings.small(**options) if small else ReproduceSettings(**options)
     out = Path(arguments.out)
     for name in dict.fromkeys(arguments.tables):
-        shown = _Shown(progress_interval(arguments))
+        shown = StagedProgress(progress_interval(arguments))
         try:
             result = reproduce(
-                name, sources, out / "work", settings=settings, progress=shown.update
+                name,
+                sources,
+                out / "work",
+                settings=settings,
+                progress=_into(shown),
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
@@ -119,39 +125,12 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-class _Shown:
-    """Progress of one table: a new line for each row, set and stage."""
+def _into(shown: StagedProgress) -> Callable[[str, str, str, int, int], None]:
+    def update(row: str, dataset: str, what: str, done: int, total: int) -> None:
+        shown.update(f"{what} ({row}; {dataset})", done, total)
 
-    def __init__(self, every_s: float | None) -> None:
-        self._every_s = every_s
-        self._stage: tuple[str, str, str] | None = None
-        self._progress: Progress | None = None
-
-    def update(self, row: str, dataset: str, what: str, done: int, total: int) -> None:
-        if self._stage != (row, dataset, what):
-            self.finish()
-            self._stage = (row, dataset, what)
-            label = f"{what} ({row}; {dataset})"
-            self._progress = Progress(total, label, every_s=self._every_s)
-        if self._progress is not None:
-            self._progress.update(done)
-
-    def finish(self) -> None:
-        if self._progress is not None:
-            self._progress.finish()
+    return update
 
 
 def _folder(text: str | None) -> Path | None:
-    if text is None:
-        return None
-    path = Path(text)
-    if not path.exists():
-        raise CommandError(f"{text} does not exist; give the folder of the set")
-    return path
-
-
-def _weights(text: str) -> tuple[str, str]:
-    name, equals, file = text.partition("=")
-    if not (name and equals and file):
-        raise argparse.ArgumentTypeError(f"want NAME=FILE, such as LC=lc.safetensors; got {text!r}")
-    return name, file
+    return None if text is None else existing_folder(text)

@@ -54,6 +54,7 @@ _PREPARE: dict[Any, Callable[..., Prepared]] = {
     ranked.mean_precision_at: _mean_of(ranked.precisions_at),
     ranked.recall_at_rank_one: _mean_of(ranked.first_answers_right),
     unranked.answered_at_precision: unranked.prepare_answered_at_precision,
+    unranked.answered_at_threshold: unranked.prepare_answered_at_threshold,
     unranked.global_average_precision: unranked.prepare_global_average_precision,
     unranked.pooled_precision: unranked.prepare_pooled_precision,
     unranked.pooled_recall: unranked.prepare_pooled_recall,

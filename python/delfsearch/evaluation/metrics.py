@@ -44,6 +44,7 @@ from delfsearch.evaluation.revisited import RevisitedScores, judge_revisited, re
 from delfsearch.evaluation.unranked import (
     PooledCurve,
     answered_at_precision,
+    answered_at_threshold,
     global_average_precision,
     pooled_curve,
     pooled_precision,
@@ -63,6 +64,7 @@ __all__ = [
     "PooledCurve",
     "RevisitedScores",
     "answered_at_precision",
+    "answered_at_threshold",
     "average_precision",
     "average_precisions",
     "average_precisions_at",

@@ -132,6 +132,16 @@ def answered_at_precision(queries: Sequence[JudgedQuery], precision: float = 0.9
     return _once(prepare_answered_at_precision, queries, precision=precision)
 
 
+def answered_at_threshold(queries: Sequence[JudgedQuery], threshold: float) -> float:
+    """Share of the queries with ground truth whose first answer is right and reaches ``threshold``.
+
+    What one threshold, set elsewhere (threshold_at_precision of all queries), gives a part of them.
+
+    Returns nan where no query has ground truth.
+    """
+    return _once(prepare_answered_at_threshold, queries, threshold=threshold)
+
+
 def global_average_precision(queries: Sequence[JudgedQuery]) -> float:
     """Average precision of the queries' first answers, ranked together by score (GAP, micro-AP).
 
@@ -233,6 +243,17 @@ def prepare_answered_at_precision(judged: JudgedQueries, precision: float = 0.9)
         return _ratio(answered, counts @ has_truth)
 
     return metric
+
+
+def prepare_answered_at_threshold(judged: JudgedQueries, threshold: float) -> Prepared:
+    """See answered_at_threshold."""
+    if np.isnan(threshold):
+        raise ValueError("threshold must be a number; got nan")
+    first = judged.offsets[:-1]
+    answered = judged.n_answers > 0
+    answered[answered] = (judged.correct & (judged.scores >= threshold))[first[answered]]
+    has_truth = judged.n_positives > 0
+    return lambda counts: _ratio(counts @ answered, counts @ has_truth)
 
 
 def prepare_global_average_precision(judged: JudgedQueries) -> Prepared:

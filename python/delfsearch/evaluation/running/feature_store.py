@@ -128,6 +128,10 @@ class FeatureShelf:
             raise KeyError(f"photo {os.fspath(photo.path)!r} was not extracted: call ensure first")
         return entry
 
+    def extract(self, photos: Iterable[Path]) -> Iterator[tuple[Any, Features | PhotoError]]:
+        """Yield (photo, its features) extracted anew, which neither reads nor writes entries."""
+        return self._stream(photos)
+
     def seconds_per_photo(self, photos: Iterable[StoredPhoto]) -> float:
         """Return the mean seconds that extraction took when it ran; nan where nothing was."""
         paths = [self._path(photo) for photo in photos]

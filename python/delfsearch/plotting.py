@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -185,10 +185,11 @@ def plot_ranked(
     return figure
 
 
-def new_figure(width_inches: float, height_inches: float) -> Any:
+def new_figure(width_inches: float, height_inches: float, *, layout: str = "constrained") -> Any:
     """Return an empty matplotlib Figure that belongs to no window.
 
-    Raises ImportError without matplotlib.
+    layout : of matplotlib; None where the caller places the axes (much faster where they are
+    many). Raises ImportError without matplotlib.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -197,7 +198,7 @@ def new_figure(width_inches: float, height_inches: float) -> Any:
         raise ImportError(
             "plots need matplotlib, which is not installed: pip install delfsearch[plot]"
         ) from error
-    figure = Figure(figsize=(width_inches, height_inches), dpi=150, layout="constrained")
+    figure = Figure(figsize=(width_inches, height_inches), dpi=150, layout=layout)
     FigureCanvasAgg(figure)
     return figure
 

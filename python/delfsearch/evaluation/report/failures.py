@@ -109,8 +109,11 @@ def draw_failures(
     from delfsearch.plotting import new_figure, plot_matches
 
     searches: dict[int, Search] = {}
-    figure = new_figure(11.0, 2.7 * len(failures))
+    height = 2.7 * len(failures)
+    figure = new_figure(11.0, height, layout=None)
     rows = figure.subplots(len(failures), 2, squeeze=False)
+    title = 0.4 / height  # inches, two lines of small print
+    figure.subplots_adjust(0.01, 0.1 / height, 0.99, 1 - title, wspace=0.03, hspace=0.2)
     for failure, (left, right) in zip(failures, rows):
         hits = _hits(entrant, failure.query, work, searches)
         for axes, photo, side in ((left, failure.wrong, "wrong"), (right, failure.right, "right")):

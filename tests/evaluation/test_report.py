@@ -1,0 +1,428 @@
+"""The standing report on a miniature folder: every system end to end, and what is written."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from baselines.tiny_networks import resnet_tensors, vgg_tensors
+from evaluation.miniature import make_miniature
+from evaluation.test_reproduce import save_attention
+from random_weights import save_random_weights
+
+from delfsearch.cli import main
+from delfsearch.evaluation import metrics
+from delfsearch.evaluation.datasets.base import Dataset, Query
+from delfsearch.evaluation.datasets.library_folder import from_photo_folder
+from delfsearch.evaluation.folder import PhotoFolder
+from delfsearch.evaluation.judging import judge_all
+from delfsearch.evaluation.report import lineup as lineup_module
+from delfsearch.evaluation.report.failures import worst_failures
+from delfsearch.evaluation.report.groups import groups_of, without_subsets
+from delfsearch.evaluation.report.lineup import Workshop, lineup, prepare
+from delfsearch.evaluation.report.measures import MEASURES, measure
+from delfsearch.evaluation.report.standing import ReportSettings, make_report
+from delfsearch.evaluation.report.written import write_report
+from delfsearch.evaluation.running.feature_store import FeatureStore, StoredPhoto
+
+SYSTEMS = (
+    "delf-l2-0.25-1",
+    "delf-attention-0.25-1",
+    "rootsift",
+    "congas",
+    "dir",
+    "dir+qe",
+    "siamac",
+    "siamac+qe",
+)
+OPTIONS = {
+    "delf": {"max_side": 64},
+    "dir": {"sides": (48, 64), "n_components": 8},
+    "siamac": {"max_side": 64, "n_components": 6},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_torch_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = make_miniature(tmp_path_factory.mktemp("sets"), parts=("library",), size=(96, 72))
+    return PhotoFolder.read(made["library"])
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    place = tmp_path_factory.mktemp("weights")
+    trunk = save_random_weights(place / "trunk.safetensors")
+    save_attention(trunk, place / "attention.safetensors")
+    torch.save(resnet_tensors(), place / "resnet.pth")
+    torch.save(vgg_tensors(), place / "vgg.pth")
+    names = {"delf": "attention.safetensors", "dir": "resnet.pth", "siamac": "vgg.pth"}
+    return {name: str(place / file) for name, file in names.items()}
+
+
+@pytest.fixture(scope="module")
+def settings(weights):
+    return ReportSettings(
+        systems=SYSTEMS,
+        weights=weights,
+        options=OPTIONS,
+        together=(("landmarks", "objects"),),
+        n_resamples=30,
+        n_timed=2,
+        n_jobs=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def report(folder, settings, work):
+    return make_report(folder, work, settings=settings)
+
+
+def test_every_system_has_figures(report):
+    assert report.left_out == {}
+    assert [result.contender.key for result in report.results] == list(SYSTEMS)
+    names = [group.name for group in report.groups]
+    assert names == ["headline", "landmarks + objects", "landmarks", "objects"]
+    for result in report.results:
+        assert result.ran
+        assert set(result.answers) == {query.id for query in report.dataset.all_queries}
+        assert list(result.figures) == names
+        for figures in result.figures.values():
+            assert list(figures.by_measure) == list(MEASURES)
+            for interval in figures.by_measure.values():
+                assert 0 <= interval.low <= interval.high <= 1
+        assert result.cost.seconds_per_photo > 0 and result.cost.bytes_per_photo > 0
+        assert result.cost.seconds_per_query > 0 and result.cost.n_unreadable == 0
+    best = max(r.figures["headline"].by_measure["R@1"].value for r in report.results)
+    assert best == 1.0, "some system must find the drawn places"
+
+
+def test_figures_are_those_of_the_metrics(report, folder):
+    dataset = from_photo_folder(folder)
+    for result in report.results:
+        own = judge_all(result.answers, dataset.queries)
+        pooled = judge_all(result.answers, dataset.all_queries)
+        values = {n: i.value for n, i in result.figures["headline"].by_measure.items()}
+        assert values == {
+            "R@1": metrics.recall_at_rank_one(own),
+            "mAP": metrics.mean_average_precision(own),
+            "R@90%": metrics.recall_at_precision(pooled, 0.9),
+            "answered@90%": metrics.answered_at_precision(pooled, 0.9),
+        }
+    for comparison, result in zip(report.comparisons, report.results[1:]):
+        first, other = (r.figures["headline"].by_measure for r in (report.results[0], result))
+        for name in MEASURES:
+            difference = comparison.by_measure[name].difference
+            assert difference == pytest.approx(other[name].value - first[name].value)
+
+
+def test_the_same_shelf_serves_query_expansion(report):
+    shelves = {r.contender.key: r.entrant.parts[0][0].shelf.key for r in report.results}
+    assert shelves["dir"] == shelves["dir+qe"] and shelves["siamac"] == shelves["siamac+qe"]
+    answers = {r.contender.key: r.answers for r in report.results}
+    assert answers["dir"] != answers["dir+qe"]
+
+
+def test_the_whitening_of_a_query_was_learned_on_other_scenes(report, folder, work):
+    entrant = next(r.entrant for r in report.results if r.contender.key == "siamac")
+    assert len(entrant.parts) == 2
+    asked = [query.id for _, part in entrant.parts for query in part.all_queries]
+    assert sorted(asked) == sorted(query.id for query in report.dataset.all_queries)
+    folds = lineup_module._folds(report.dataset)
+    for (photos, scenes, part), (runnable, same) in zip(folds, entrant.parts):
+        assert part == same
+        assert not {query.scene for query in part.queries} & set(scenes)
+        assert all(folder.scenes[str(p.relative_to(folder.root))] in scenes for p in photos)
+        raw = np.stack([runnable.shelf.load(StoredPhoto(path)) for path in photos])
+        means = {scene: raw[[s == scene for s in scenes]].mean(0) for scene in set(scenes)}
+        assert len(means) == 2 and runnable.view(raw[0]).shape == (6,)
+        assert np.linalg.norm(runnable.view(raw[0])) == pytest.approx(1)
+
+
+def test_what_a_pca_learns_from_is_not_asked_for(folder):
+    dataset = from_photo_folder(folder)
+    photos = lineup_module._photos_of_nothing_asked(dataset)
+    names = {str(path.relative_to(folder.root)) for path in photos}
+    assert names == {"distractors/4.jpg", "distractors/5.jpg"}
+
+
+def test_made_again_it_extracts_nothing_and_writes_the_same(
+    report, folder, settings, work, tmp_path, monkeypatch
+):
+    first = write_report(report, tmp_path / "1" / "results.md", tmp_path, work, draw=False)
+    monkeypatch.setattr(
+        "delfsearch.evaluation.running.feature_store.FeatureShelf._extract",
+        lambda *_: pytest.fail("a photo was extracted again"),
+    )
+    monkeypatch.setattr(
+        "delfsearch.evaluation.running.feature_store.FeatureShelf.extract",
+        lambda *_: pytest.fail("a photo was timed again"),
+    )
+    again = make_report(folder, work, settings=settings)
+    second = write_report(again, tmp_path / "2" / "results.md", tmp_path, work, draw=False)
+    assert [p.name for p in first] == [p.name for p in second] and len(first) == 3
+    for one, other in zip(first, second):
+        assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("stop_at", ["photos", "photos indexed", "answers"])
+def test_an_interrupted_report_goes_on_and_ends_alike(report, folder, settings, tmp_path, stop_at):
+    few = dataclasses.replace(settings, systems=("rootsift", "siamac"))
+
+    class Stop(Exception):
+        pass
+
+    def stop(system, what, done, total):
+        if what == stop_at and done >= 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        make_report(folder, tmp_path, settings=few, progress=stop)
+    result = make_report(folder, tmp_path, settings=few)
+    expected = {r.contender.key: r.answers for r in report.results}
+    for one in result.results:
+        assert one.answers == expected[one.contender.key]
+
+
+def test_what_is_written(report, work, tmp_path):
+    files = write_report(report, tmp_path / "docs" / "results.md", tmp_path / "failures", work)
+    names = [file.name for file in files[:3]]
+    assert names == ["results.md", "results.json", "results-curves.svg"]
+    text = files[0].read_text(encoding="utf-8")
+    document = json.loads(files[1].read_text(encoding="utf-8"))
+    svg = files[2].read_text(encoding="utf-8")
+    assert str(report.folder.root) not in text + files[1].read_text() + svg, "no path of a machine"
+    assert "](results-curves.svg)" in text
+    for result, system in zip(report.results, document["systems"]):
+        title = result.contender.title
+        assert system["title"] == title and title in svg
+        assert f"- **{title}**: {result.ran}." in text
+        for name, figures in result.figures.items():
+            for measured, interval in figures.by_measure.items():
+                assert system["figures"][name][measured]["value"] == interval.value
+        r1 = result.figures["headline"].by_measure["R@1"]
+        assert f"| {title} | {r1.value:.3f} [{r1.low:.2f}, {r1.high:.2f}] |" in text
+        for failure in system["failures"]:
+            assert f"`{failure['query']}`" in text
+    drawn = {file.name for file in files[3:]}
+    failing = {s["key"].replace("+", "-") + ".png" for s in document["systems"] if s["failures"]}
+    assert drawn == failing and drawn
+    for file in files[3:]:
+        assert file.read_bytes().startswith(b"\x89PNG") and file.parent.name == "failures"
+
+
+def test_systems_that_cannot_run_are_named(folder, settings, tmp_path, monkeypatch):
+    load = lineup_module.load_system
+
+    def lacking(name, **options):
+        if name == "rootsift":
+            raise ImportError("rootsift needs OpenCV: pip install delfsearch[opencv]")
+        return load(name, **options)
+
+    monkeypatch.setattr(lineup_module, "load_system", lacking)
+    few = dataclasses.replace(settings, systems=("rootsift", "siamac"))
+    report = make_report(folder, tmp_path, settings=few)
+    assert [r.contender.key for r in report.results] == ["siamac"]
+    files = write_report(report, tmp_path / "results.md", tmp_path, tmp_path)
+    assert "**RootSIFT** left out: rootsift needs OpenCV" in files[0].read_text(encoding="utf-8")
+    only = dataclasses.replace(settings, systems=("rootsift",))
+    with pytest.raises(ValueError, match=r"no system can run here: RootSIFT: rootsift needs"):
+        make_report(folder, tmp_path, settings=only)
+
+
+def test_the_lineup_has_attention_where_the_weights_have(weights):
+    keys = [contender.key for contender in lineup(weights)]
+    assert keys[:4] == [
+        "delf-l2-0.25-1",
+        "delf-l2-0.25-2",
+        "delf-attention-0.25-1",
+        "delf-attention-0.25-2",
+    ]
+    trunk = {"delf": str(Path(weights["delf"]).with_name("trunk.safetensors"))}
+    assert not any("attention" in contender.key for contender in lineup(trunk))
+
+
+def test_too_few_scenes_for_a_whitening(folder, weights, tmp_path):
+    dataset = from_photo_folder(folder)
+    alone = dataclasses.replace(
+        dataset,
+        queries=tuple(dataclasses.replace(query, scene="") for query in dataset.queries),
+        labels={},
+    )
+    workshop = Workshop(
+        FeatureStore(tmp_path), tmp_path, weights=weights, options=OPTIONS, n_jobs=1
+    )
+    contender = next(c for c in lineup(weights) if c.key == "siamac")
+    entrant = prepare(contender, alone, workshop)
+    assert len(entrant.parts) == 1 and "too few scenes" in entrant.ran
+
+
+def test_the_command(folder, weights, tmp_path, capsys):
+    command = ["report", str(folder.root), "--out", str(tmp_path / "out"), "--quiet", "--small"]
+    command += ["--systems", "siamac,rootsift", "--resamples", "20", "--threads", "1"]
+    command += ["--weights", f"siamac={weights['siamac']}", "--together", "landmarks+objects"]
+    command += ["--weights", f"delf={weights['delf']}"]
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    results = tmp_path / "out" / "results.md"
+    assert captured.out.strip() == results.read_text(encoding="utf-8").strip()
+    assert "(10 dimensions, two folds of scenes)" in captured.out  # --small wants 64 of the 10
+    assert "RootSIFT" in captured.out and "written: " in captured.err
+    for wrong, message in (
+        (["--systems", "sift,none"], "systems must be of delf-l2"),
+        (["--without", "nothing"], "without must name subsets of the folder"),
+        (["--without", "land*"], "no query asks for"),
+        (["--together", "landmarks+x"], "together must name subsets"),
+        (["--weights", "lift=x"], "--weights takes delf, dir, siamac; got 'lift'"),
+    ):
+        assert main([*command, *wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "no"), "--out", str(tmp_path)]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+# -- parts by hand ----------------------------------------------------------------------------
+
+
+def small_set(tmp_path):
+    """Two subsets, a panorama, distractors of two subsets; only ids matter."""
+    scenes = {
+        "a0": ("A", "landmarks"),
+        "a1": ("A", "landmarks"),
+        "b0": ("B", "objects"),
+        "b1": ("B", "objects"),
+        "p0": ("P", "landmarks"),
+        "p1": ("P", "landmarks"),
+        "x0": ("", "grey_1"),
+        "x1": ("", "grey_2"),
+        "x2": ("", "colour"),
+    }
+    queries = tuple(
+        Query(
+            id=q,
+            path=tmp_path / q,
+            positives=frozenset({q[0] + "1"}),
+            scene=scenes[q][0],
+            subset=scenes[q][1],
+            kind="panorama" if q == "p0" else "pair",
+        )
+        for q in ("a0", "b0", "p0")
+    )
+    database = ("a1", "b1", "p1", "x0", "x1", "x2")
+    distractors = tuple(
+        Query(id=x, path=tmp_path / x, junk=frozenset({x}), subset=scenes[x][1])
+        for x in ("x0", "x2")
+    )
+    dataset = Dataset(
+        name="small",
+        root=tmp_path,
+        database=database,
+        queries=queries,
+        distractor_queries=distractors,
+        paths={x: tmp_path / x for x in database},
+        headline=("a0", "b0"),
+    ).check()
+    folder = PhotoFolder(
+        root=tmp_path,
+        paths=tuple(scenes),
+        roles={},
+        scenes={},
+        kinds={},
+        subsets={path: subset for path, (_, subset) in scenes.items()},
+        queries={},
+        database=database,
+    )
+    return folder, dataset
+
+
+ANSWERS = {
+    "a0": [("x0", 8.0), ("a1", 7.0)],
+    "b0": [("b1", 9.0), ("x1", 3.0)],
+    "p0": [],
+    "x0": [("a1", 6.0), ("x1", 5.0)],
+    "x2": [("x0", 6.0)],
+}
+
+
+def test_groups(tmp_path):
+    folder, dataset = small_set(tmp_path)
+    groups = groups_of(folder, dataset, [("objects", "landmarks")])
+    assert [(g.name, g.rows) for g in groups] == [
+        ("headline", (0, 1)),
+        ("objects + landmarks", (0, 1)),
+        ("landmarks", (0,)),
+        ("objects", (1,)),
+        ("not headline", (2,)),
+    ]
+    assert groups[-1].about == "panorama"
+    assert all(g.distractor_rows == (3, 4) for g in groups)
+
+
+def test_figures_of_groups_by_hand(tmp_path):
+    folder, dataset = small_set(tmp_path)
+    judged = judge_all(ANSWERS, dataset.all_queries)
+    figures = measure(judged, groups_of(folder, dataset), n_resamples=5)
+
+    def values(name):
+        return {key: interval.value for key, interval in figures[name].by_measure.items()}
+
+    # All answers by score: b1 right at 9, x0 wrong at 8, a1 right at 7: 90% holds down to 9.
+    assert values("headline") == {"R@1": 0.5, "mAP": 0.625, "R@90%": 0.5, "answered@90%": 0.5}
+    # By itself 9 would be below nothing; at the headline's threshold its one answer is accepted.
+    assert values("objects") == {"R@1": 1.0, "mAP": 1.0, "R@90%": 1.0, "answered@90%": 1.0}
+    assert values("landmarks") == {"R@1": 0.0, "mAP": 0.25, "R@90%": 0.0, "answered@90%": 0.0}
+    assert values("not headline") == {"R@1": 0.0, "mAP": 0.0, "R@90%": 0.0, "answered@90%": 0.0}
+
+
+def test_without_subsets_by_hand(tmp_path):
+    folder, dataset = small_set(tmp_path)
+    reduced = without_subsets(folder, dataset, ["grey_*"])
+    assert reduced.gone == {"x0", "x1"}
+    assert [q.id for q in reduced.dataset.distractor_queries] == ["x2"]
+    assert re.match(r"2 database photos and 1 distractor queries fewer", reduced.group.about)
+    (figures,) = reduced.figures(ANSWERS, n_resamples=5).values()
+    # x0 no longer stands above a1, and nothing else is wrong.
+    values = {name: interval.value for name, interval in figures.by_measure.items()}
+    assert values == {"R@1": 1.0, "mAP": 1.0, "R@90%": 1.0, "answered@90%": 1.0}
+    with pytest.raises(ValueError, match=r"colour, grey_1.*got 'blue'"):
+        without_subsets(folder, dataset, ["blue"])
+    with pytest.raises(ValueError, match="no query asks for; 'b0' does"):
+        without_subsets(folder, dataset, ["objects"])
+
+
+def test_failures_by_hand(tmp_path):
+    _, dataset = small_set(tmp_path)
+    found = worst_failures(dataset, ANSWERS)
+    told = [(f.kind, f.query.id, f.wrong, f.wrong_score, f.right, f.right_rank) for f in found]
+    assert told == [
+        ("believed", "a0", "x0", 8.0, "a1", 2),
+        ("believed", "x0", "a1", 6.0, "", 0),
+        ("believed", "x2", "x0", 6.0, "", 0),
+        ("believed", "b0", "x1", 3.0, "b1", 1),
+        ("missed", "a0", "x0", 8.0, "a1", 2),
+    ]
+    # The pair that answered x0's question the other way round is one failure, not two.
+    mirrored = {**ANSWERS, "x0": [("x2", 6.0)]}
+    found = worst_failures(dataset, mirrored)
+    assert [f.query.id for f in found if f.kind == "believed"] == ["a0", "x0", "b0"]
+    silent = {query.id: [] for query in dataset.all_queries}
+    found = worst_failures(dataset, silent)
+    assert [(f.kind, f.query.id, f.wrong, f.right) for f in found] == [
+        ("missed", "a0", "", "a1"),
+        ("missed", "b0", "", "b1"),
+    ]

@@ -185,7 +185,12 @@ def plot_ranked(
     return figure
 
 
-def new_figure(width_inches: float, height_inches: float, *, layout: str = "constrained") -> Any:
+def new_figure(
+    width_inches: float,
+    height_inches: float,
+    *,
+    layout: Literal["constrained"] | None = "constrained",
+) -> Any:
     """Return an empty matplotlib Figure that belongs to no window.
 
     layout : of matplotlib; None where the caller places the axes (much faster where they are

@@ -10,7 +10,7 @@ import pytest
 import torch
 from baselines.tiny_networks import resnet_tensors, vgg_tensors
 from evaluation.miniature import make_miniature
-from random_weights import save_random_weights
+from random_weights import RANDOM_META, save_random_weights
 
 from delfsearch.baselines.delf import DelfSystem
 from delfsearch.cli import main
@@ -64,15 +64,7 @@ def save_attention(trunk, path):
     arrays["attention.conv1.bias"] = np.zeros(8, np.float32)
     arrays["attention.conv2.weight"] = rng.normal(0, 0.5, (1, 8, 1, 1)).astype(np.float32)
     arrays["attention.conv2.bias"] = np.zeros(1, np.float32)
-    meta = {
-        "layout": "keras",
-        "bn_eps": 1e-3,
-        "input_mean": [123.0, 117.0, 104.0],
-        "input_std": [58.0, 57.0, 57.0],
-        "provenance": "seeded random numbers, for tests",
-        "licence": "none needed",
-    }
-    save_weights(path, arrays, meta)
+    save_weights(path, arrays, RANDOM_META)
     return path
 
 

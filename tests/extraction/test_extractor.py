@@ -13,8 +13,8 @@ from sklearn.exceptions import NotFittedError
 
 from delfsearch import DelfExtractor, LocalFeatures, PhotoError, WeightsError
 from delfsearch.extraction import runtime as runtime_module
-from delfsearch.extraction.extractor import _sample
 from delfsearch.extraction.network import ResNet50Conv4
+from delfsearch.extraction.photo_lists import sample_photos
 from delfsearch.extraction.weights import load_weights
 
 from .conftest import texture
@@ -287,11 +287,11 @@ def test_fit_learns_and_freezes(weights_path, photos, tmp_path):
 
 
 def test_sample_is_even_and_seeded():
-    drawn = np.concatenate([_sample(range(20), 5, seed) for seed in range(2000)])
+    drawn = np.concatenate([sample_photos(range(20), 5, seed) for seed in range(2000)])
     counts = np.bincount(drawn, minlength=20)
     assert counts.sum() == 10_000 and (np.abs(counts - 500) < 100).all()
-    assert _sample(iter(range(20)), 5, 3) == sorted(_sample(range(20), 5, 3))
-    assert _sample(range(3), 5, 0) == [0, 1, 2]
+    assert sample_photos(iter(range(20)), 5, 3) == sorted(sample_photos(range(20), 5, 3))
+    assert sample_photos(range(3), 5, 0) == [0, 1, 2]
 
 
 def test_state_round_trip(extractor, weights_path, full_weights_path, photos, tmp_path):

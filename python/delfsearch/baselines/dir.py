@@ -22,7 +22,7 @@ from delfsearch.baselines.global_system import GlobalSystem, Projection, check_r
 from delfsearch.baselines.regions import max_in_regions, region_grid
 from delfsearch.baselines.trunks import Trunk
 from delfsearch.errors import PhotoError
-from delfsearch.extraction.extractor import _check_photos, _sample
+from delfsearch.extraction.photo_lists import check_photos, sample_photos
 from delfsearch.extraction.reduction import PcaReduction, l2_normalize
 
 PAPER_SIDES = (550, 800, 1050)
@@ -106,11 +106,11 @@ class DirExtractor(GlobalSystem):
         photos : paths, PIL images or arrays, of things that are not evaluated; those that cannot
             be read are left out. Raises ValueError where there are fewer regions than n_components.
         """
-        photos = _check_photos(photos)
+        photos = check_photos(photos)
         if self._projects_by() != "pca":
             return self
         limit = check_integer(self.n_fit_photos, "n_fit_photos", minimum=1)
-        sample = _sample(photos, limit, check_seed(self.random_state))
+        sample = sample_photos(photos, limit, check_seed(self.random_state))
 
         def blocks() -> Iterator[NDArray[np.float32]]:
             for _, copies in self._stream_raw(sample):

@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator
 from delfsearch._validation import check_integer, check_n_jobs
 from delfsearch.baselines.trunks import Trunk, load_trunk
 from delfsearch.errors import PhotoError
-from delfsearch.extraction.extractor import _check_photos
+from delfsearch.extraction.photo_lists import check_photos
 from delfsearch.extraction.photos import DEFAULT_MAX_PIXELS, open_photo
 from delfsearch.extraction.pipeline import run_in_order
 from delfsearch.extraction.reduction import l2_normalize
@@ -94,7 +94,7 @@ class GlobalSystem(BaseEstimator):  # type: ignore[misc]
         Raises NotFittedError where fit has yet to learn something; WeightsError.
         """
         self._check_ready()
-        for photo, copies in self._stream_raw(_check_photos(photos)):
+        for photo, copies in self._stream_raw(check_photos(photos)):
             yield photo, copies if isinstance(copies, PhotoError) else self._finish(copies)
 
     def _stream_raw(

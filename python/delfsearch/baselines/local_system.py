@@ -15,7 +15,7 @@ from sklearn.exceptions import NotFittedError
 
 from delfsearch._validation import check_integer, check_n_jobs, check_seed
 from delfsearch.errors import PhotoError
-from delfsearch.extraction.extractor import _check_photos, _sample
+from delfsearch.extraction.photo_lists import check_photos, sample_photos
 from delfsearch.extraction.photos import DEFAULT_MAX_PIXELS, open_photo
 from delfsearch.extraction.pipeline import run_in_order
 from delfsearch.extraction.receptive_field import to_photo_pixels
@@ -71,12 +71,12 @@ class LocalSystem(BaseEstimator):  # type: ignore[misc]
             be read are left out. Raises ValueError where fewer descriptors than n_components are
             found.
         """
-        photos = _check_photos(photos)
+        photos = check_photos(photos)
         if self.n_components is None:
             return self
         check_integer(self.n_components, "n_components", minimum=1)
         limit = check_integer(self.n_fit_photos, "n_fit_photos", minimum=1)
-        sample = _sample(photos, limit, check_seed(self.random_state))
+        sample = sample_photos(photos, limit, check_seed(self.random_state))
         blocks = (
             features.descriptors
             for _, features in self._stream_raw(sample)
@@ -108,7 +108,7 @@ class LocalSystem(BaseEstimator):  # type: ignore[misc]
                     f"{type(self).__name__} has no PCA to {self.n_components} dimensions: call "
                     "fit(photos) with photos that are not evaluated, or set n_components=None"
                 )
-        for photo, features in self._stream_raw(_check_photos(photos)):
+        for photo, features in self._stream_raw(check_photos(photos)):
             if isinstance(features, LocalFeatures) and pca is not None:
                 features = _reduced(features, pca)
             yield photo, features

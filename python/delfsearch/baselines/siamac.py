@@ -21,7 +21,7 @@ from delfsearch.baselines.global_system import GlobalSystem, Projection, check_r
 from delfsearch.baselines.trunks import Trunk
 from delfsearch.baselines.whitening import DiscriminativeWhitening
 from delfsearch.errors import PhotoError
-from delfsearch.extraction.extractor import _check_photos
+from delfsearch.extraction.photo_lists import check_photos
 from delfsearch.extraction.reduction import l2_normalize
 
 
@@ -94,7 +94,7 @@ class SiamacExtractor(GlobalSystem):
             read are left out. y : one label per photo; photos of the same label match.
         Raises ValueError where labels are missing or nothing matches.
         """
-        items = list(_check_photos(photos))
+        items = list(check_photos(photos))
         if self._whitens_by() != "learned":
             return self
         if y is None:

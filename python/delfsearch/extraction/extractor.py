@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
 from delfsearch._validation import check_integer, check_n_jobs, check_real, check_seed
 from delfsearch.errors import PhotoError, WeightsError
 from delfsearch.extraction.network import N_CHANNELS
+from delfsearch.extraction.photo_lists import check_photos, sample_photos
 from delfsearch.extraction.photos import DEFAULT_MAX_PIXELS, has_texture, open_photo
 from delfsearch.extraction.pipeline import one_torch_thread, run_in_order
 from delfsearch.extraction.pyramid import MIN_SIDE, Level, pyramid, resolve_scales
@@ -148,9 +148,9 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
             no more than n_fit_photos of its items are held.
         Raises ValueError where fewer descriptors than n_components are found.
         """
-        photos = _check_photos(photos)
+        photos = check_photos(photos)
         limit = check_integer(self.n_fit_photos, "n_fit_photos", minimum=1)
-        sample = _sample(photos, limit, check_seed(self.random_state))
+        sample = sample_photos(photos, limit, check_seed(self.random_state))
         self._check_parameters()
         counts = [0, 0]
 
@@ -193,7 +193,7 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
 
         A photo that cannot be read yields its PhotoError and does not stop the rest.
         """
-        photos = _check_photos(photos)
+        photos = check_photos(photos)
         self._check_parameters()
         pca = self._reduction()
         started = logged = time.monotonic()
@@ -422,31 +422,6 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
 
 
 _LOADING = threading.Lock()
-
-
-def _check_photos(photos: Any) -> Iterable[Any]:
-    if isinstance(photos, (str, os.PathLike, Image.Image)):
-        raise TypeError(
-            f"photos must be a list or an iterator of photos; got one {type(photos).__name__}. "
-            "Pass [photo]"
-        )
-    if isinstance(photos, np.ndarray) and photos.ndim < 4:
-        raise TypeError(f"photos must be a list of arrays; got one of shape {photos.shape}")
-    if not isinstance(photos, Iterable):
-        raise TypeError(f"photos must be a list or an iterator; got {type(photos).__name__}")
-    return photos
-
-
-def _sample(items: Iterable[Any], size: int, seed: int) -> list[Any]:
-    """Return size items drawn evenly from a stream of any length, in its order (Algorithm R)."""
-    generator = np.random.default_rng(seed)
-    kept: list[tuple[int, Any]] = []
-    for i, item in enumerate(items):
-        if i < size:
-            kept.append((i, item))
-        elif (place := int(generator.integers(0, i + 1))) < size:
-            kept[place] = (i, item)
-    return [item for _, item in sorted(kept, key=lambda pair: pair[0])]
 
 
 def _to_features(

@@ -52,6 +52,11 @@ class Unit(NamedTuple):
     stride_3x3: int
     projects: bool
 
+    @property
+    def block(self) -> int:
+        """0 for conv2_x (layer1) to 2 for conv4_x (layer3)."""
+        return int(self.prefix[5]) - 1
+
 
 def units(layout: str) -> list[Unit]:
     """Return the 13 bottleneck units of conv2_x to conv4_x under a stride layout."""
@@ -69,6 +74,14 @@ def units(layout: str) -> list[Unit]:
                 strides = (first, 1)
             result.append(Unit(f"layer{block + 1}.{i}", width, *strides, projects=i == 0))
     return result
+
+
+def economical_units(layout: str) -> list[Unit]:
+    """Return units that compute the same features with the strides where they save most work.
+
+    Only where batch normalisation has fixed statistics: see FoldedTrunk.
+    """
+    return units({"keras": "slim16", "delg16": "slim16", "delg": "slim"}.get(layout, layout))
 
 
 def layers(layout: str) -> list[Layer]:
@@ -178,7 +191,8 @@ class FoldedTrunk:
     """Inference only: (1, 3, h, w) float32 RGB in 0 ... 255 minus input_mean -> conv4_x features.
 
     tensors : as tensor_shapes() names them. input_std (3,) is folded into conv1. dtype : float32 or
-    bfloat16, of weights and activations. Runs channels_last on `device`.
+    bfloat16, of weights and activations. n_blocks : 3 for conv4_x; 0 to 2 stop after that many
+    blocks (training keeps those that it doesn't change here). Runs channels_last on `device`.
 
     In the "keras" layout the stride of a block's first 1x1 (both the unit's and the shortcut's)
     drops three of four outputs of the block before it. We move it back to that block's last 3x3:
@@ -195,12 +209,12 @@ class FoldedTrunk:
         input_std: tuple[float, float, float] = (1.0, 1.0, 1.0),
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
+        n_blocks: int = 3,
     ) -> None:
         self.layout = layout
         self.dtype = dtype
         self.device = torch.device(device)
-        moved = {"keras": "slim16", "delg16": "slim16", "delg": "slim"}
-        self.units = units(moved.get(layout, layout))
+        self.units = [unit for unit in economical_units(layout) if unit.block < n_blocks]
         self._weights: dict[str, tuple[Tensor, Tensor]] = {}
 
         def put(name: str, kernel: Tensor, bias: Tensor) -> None:

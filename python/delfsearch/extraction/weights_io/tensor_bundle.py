@@ -61,6 +61,10 @@ _DTYPES: dict[int, tuple[str, str | None]] = {
 }
 
 
+class _Unsupported(Exception):
+    """A bundle is whole, but not one that we can read."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """Where a tensor lies.
@@ -102,6 +106,11 @@ class TensorBundle(Mapping[str, Entry]):
             self._entries = {key: _read_entry(memoryview(value)) for key, value in table.items()}
         except OSError as error:
             raise WeightsError(f"cannot read {index}: {error.strerror or error}") from None
+        except _Unsupported as error:
+            raise WeightsError(
+                f"{index} {error}, which is not supported: restore it in TensorFlow on the machine "
+                "that wrote it and save it again there"
+            ) from None
         except Malformed as error:
             raise WeightsError(
                 f"{index} is not a whole index of a TensorFlow checkpoint: {error}. Copy it again"
@@ -277,12 +286,12 @@ def _check_header(value: bytes | None) -> int:
         elif key == 3:
             version = submessage(part)
     if endianness != 0:
-        raise Malformed("it was written by a big-endian machine, which is not supported")
+        raise _Unsupported("was written by a big-endian machine")
     for key, part in fields(version):  # producer, min_consumer, bad_consumers
         if (key == 2 and signed(number(part)) > _VERSION) or (
             key == 3 and _VERSION in packed_numbers(part)
         ):
-            raise Malformed("it is of a newer format than version 1, which is not supported")
+            raise _Unsupported(f"is of a newer format than version {_VERSION}")
     if not 1 <= n_shards <= 99_999:
         raise Malformed(f"it names {n_shards} data files")
     return n_shards

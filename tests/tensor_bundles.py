@@ -164,12 +164,11 @@ def write_bundle(
     snappy: bool = False,
 ) -> Path:
     """Write a bundle of one shard; slices says which arrays are partitioned, and how."""
-    pairs, data = {b"": header()}, b""
+    pairs, data = {b"": header()}, bytearray()
 
     def add(key: bytes, dtype: int, shape: tuple[int, ...], content: bytes, checksum: int) -> None:
-        nonlocal data
         pairs[key] = entry(dtype, shape, len(data), len(content), checksum)
-        data += content
+        data.extend(content)
 
     for name, array in arrays.items():
         dtype, key = DTYPES[array.dtype.name], name.encode()

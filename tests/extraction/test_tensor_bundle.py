@@ -212,7 +212,7 @@ def test_damaged_and_missing_data(copy):
     at = TensorBundle(copy)["float32"].offset
     data.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     bundle = TensorBundle(copy)
-    with pytest.raises(WeightsError, match="'float32' .*do not match their checksum: copy single"):
+    with pytest.raises(WeightsError, match=r"'float32' .*do not match their checksum: copy single"):
         bundle.array("float32")
     assert bundle.array("int64")[1] == 1 << 40  # what is not damaged can be had
     data.write_bytes(whole[: len(whole) // 2])

@@ -40,9 +40,10 @@ def _raw(data: NDArray[np.uint8], state: int) -> int:
     """Return the shift register after data, from a state, without the usual inversions."""
     table, single = _table(), _bytes_table()
     while len(data) > _SHORT:
-        # Lanes of at least 32 bytes, an even number; what does not fill them is left for later.
-        n_lanes = min(_MAX_LANES, 1 << (len(data) // 32).bit_length() - 1)
-        length = min(_MAX_LENGTH, len(data) // n_lanes & ~1)
+        # Powers of two, four times as many lanes as bytes in a lane; the rest is left for later.
+        bits = len(data).bit_length() - 1
+        length = min(_MAX_LENGTH, 1 << (bits // 2 - 1))
+        n_lanes = min(_MAX_LANES, 1 << bits >> length.bit_length() - 1)
         lanes = data[: n_lanes * length].reshape(n_lanes, length)
         words = np.ascontiguousarray(lanes.view("<u2").T)
         # The register is linear: the state enters the first lane, the others start from zero.
@@ -50,10 +51,10 @@ def _raw(data: NDArray[np.uint8], state: int) -> int:
         registers[0] = state
         for word in words:
             registers = table[(registers ^ word) & 0xFFFF] ^ (registers >> 16)
-        shift = _power(8 * length)
+        level = length.bit_length() - 1
         while len(registers) > 1:
-            registers = _multiply(registers[::2], shift) ^ registers[1::2]
-            shift = int(_multiply(np.array([shift], np.uint32), shift)[0])
+            registers = _appended(registers[::2], level) ^ registers[1::2]
+            level += 1
         state = int(registers[0])
         data = data[n_lanes * length :]
     for byte in data.tolist():
@@ -82,23 +83,21 @@ def _table() -> NDArray[np.uint32]:
     return result
 
 
-def _multiply(values: NDArray[np.uint32], factor: int) -> NDArray[np.uint32]:
-    """Return values * factor modulo the polynomial, all of them bit-reflected."""
-    result = np.zeros_like(values)
-    for bit in range(31, -1, -1):
-        if factor >> bit & 1:
-            result ^= values
-        odd = values & 1
-        values = values >> 1 ^ odd * np.uint32(_POLYNOMIAL)
+def _appended(registers: NDArray[np.uint32], level: int) -> NDArray[np.uint32]:
+    """Return the registers after 2^level bytes of zeros."""
+    result = np.zeros_like(registers)
+    for i, table in enumerate(_zeros_tables(level)):
+        result ^= table[registers >> 8 * i & 0xFF]
     return result
 
 
-def _power(exponent: int) -> int:
-    """Return x^exponent modulo the polynomial, bit-reflected."""
-    result, square = np.array([1 << 31], np.uint32), 1 << 30
-    while exponent:
-        if exponent & 1:
-            result = _multiply(result, square)
-        square = int(_multiply(np.array([square], np.uint32), square)[0])
-        exponent >>= 1
-    return int(result[0])
+@functools.lru_cache(maxsize=64)
+def _zeros_tables(level: int) -> NDArray[np.uint32]:
+    """Return (4, 256): what each byte of a register becomes by 2^level bytes of zeros."""
+    values = np.arange(256, dtype=np.uint32)
+    if level == 0:
+        single = np.array(_bytes_table(), np.uint32)
+        columns = [values << 8 * i for i in range(4)]
+        return np.stack([single[column & 0xFF] ^ column >> 8 for column in columns])
+    before = _zeros_tables(level - 1)
+    return np.stack([_appended(table, level - 1) for table in before])

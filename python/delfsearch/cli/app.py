@@ -16,6 +16,7 @@ from delfsearch.cli import (
     query_command,
     reproduce_command,
     scores_command,
+    train_command,
     weights_command,
 )
 from delfsearch.cli.common import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE, CommandError
@@ -51,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         weights_command,
         demo_command,
         reproduce_command,
+        train_command,
     ):
         group.add_parsers(commands)
     # After the command as well: that is where one adds it when a command has just failed. The

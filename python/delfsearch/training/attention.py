@@ -35,7 +35,8 @@ class AttentionTrainer(Trainer):
     cached_crops : None crops anew at every showing and runs the trunk each time; a number, at least
         2, computes the features of so many random crops of each photo at each scale once (of five
         scales that are drawn where gammas is "uniform") and keeps them in output/features.
-    views : None means Views(resize_side=900, crop_side=720).
+    views : None means Views(resize_side=900, crop_side=720). optimization : None means
+        Optimization(classifier_factor=10): with sums of raw features a head that learns fast dies.
     The weights are those given, bit by bit, with the new attention head; their PCA stays.
     Learned: tensors_, and what Trainer lists.
     Source: Sec. 3.3.2; gammas: the authors' later statement. Differs: pooled vectors are divided by
@@ -73,8 +74,15 @@ class AttentionTrainer(Trainer):
         self.random_state = random_state
         self.run = run
 
-    def _views(self) -> Views:
-        return Views(resize_side=900, crop_side=720) if self.views is None else self.views
+    @classmethod
+    def default_views(cls) -> Views:
+        """Return what views=None stands for."""
+        return Views(resize_side=900, crop_side=720)
+
+    @classmethod
+    def default_optimization(cls) -> Optimization:
+        """Return what optimization=None stands for."""
+        return Optimization(classifier_factor=10.0)
 
     def _check(self) -> None:
         check_choice(self.pooling, "pooling", POOLING)

@@ -90,8 +90,9 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
                 "photos must be LabelledPhotos, as read_photos returns; got "
                 f"{type(photos).__name__}"
             )
-        views, optimization = self._views(), self._optimization()
-        options = RunOptions() if self.run is None else self.run
+        views = self.default_views() if self.views is None else self.views
+        optimization = self.optimization or self.default_optimization()
+        options = self.run or RunOptions()
         for part in (views, optimization, options):
             part.check()
         self._check()
@@ -170,11 +171,15 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
 
     # -- what a subclass says -----------------------------------------------------------------
 
-    def _views(self) -> Views:
-        return Views() if self.views is None else self.views
+    @classmethod
+    def default_views(cls) -> Views:
+        """Return what views=None stands for."""
+        return Views()
 
-    def _optimization(self) -> Optimization:
-        return Optimization() if self.optimization is None else self.optimization
+    @classmethod
+    def default_optimization(cls) -> Optimization:
+        """Return what optimization=None stands for."""
+        return Optimization()
 
     def _check(self) -> None:
         """Refuse arguments of the subclass's own that make no sense."""

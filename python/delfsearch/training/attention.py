@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from delfsearch._validation import check_choice, check_integer, check_real
+from delfsearch.extraction.weights import Weights
 from delfsearch.training.batches import Batch, PhotoBatches
 from delfsearch.training.descriptor import calibration
 from delfsearch.training.draws import Purpose, generator
@@ -38,7 +39,7 @@ class AttentionTrainer(Trainer):
     views : None means Views(resize_side=900, crop_side=720). optimization : None means
         Optimization(classifier_factor=10): with sums of raw features a head that learns fast dies.
     The weights are those given, bit by bit, with the new attention head; their PCA stays.
-    Learned: tensors_, and what Trainer lists.
+    Learned: weights_ and what else Trainer lists.
     Source: Sec. 3.3.2; gammas: the authors' later statement. Differs: pooled vectors are divided by
         a constant, which W absorbs (AttentionBranch).
     """
@@ -148,7 +149,7 @@ class AttentionTrainer(Trainer):
 
     def _build(
         self, setting: Setting, views: Views, optimization: Optimization
-    ) -> tuple[Job, Callable[[], dict[str, Tensor]]]:
+    ) -> tuple[Job, Callable[[], Weights]]:
         trunk = FrozenTrunk(
             setting.weights,
             dtype=setting.precision or torch.float32,
@@ -173,9 +174,8 @@ class AttentionTrainer(Trainer):
             begin=calibration(model, setting.processes),
         )
 
-        def tensors() -> dict[str, Tensor]:
-            pca = {name: torch.from_numpy(array) for name, array in setting.weights.pca.items()}
-            trunk_part = {name: t.clone() for name, t in setting.weights.tensors.items()}
-            return {**trunk_part, **pca, **branch.head_tensors()}
+        def learned() -> Weights:
+            head = branch.head_tensors()
+            return dataclasses.replace(setting.weights, attention=head, score_scale=1.0)
 
-        return job, tensors
+        return job, learned

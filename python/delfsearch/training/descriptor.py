@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,7 @@ class DescriptorTrainer(Trainer):
     random_state : integer; with it and the settings the run is fixed. run : None means
         RunOptions().
     The weights have neither attention nor PCA: those that the trunk had fit it no more.
-    Learned: tensors_, and what Trainer lists.
+    Learned: weights_ and what else Trainer lists.
     Source: Sec. 3.2. Differs: cross-entropy may have label smoothing; what is frozen, optimiser and
         epochs are our choice, as the paper states none.
     """
@@ -94,7 +95,7 @@ class DescriptorTrainer(Trainer):
 
     def _build(
         self, setting: Setting, views: Views, optimization: Optimization
-    ) -> tuple[Job, Callable[[], dict[str, Tensor]]]:
+    ) -> tuple[Job, Callable[[], Weights]]:
         trunk = self._trunk(setting)
         model = DescriptorModel(
             trunk, len(setting.photos.classes), random_state=setting.random_state
@@ -108,7 +109,7 @@ class DescriptorTrainer(Trainer):
             settings=setting.settings,
             precision=setting.precision,
         )
-        return job, lambda: trunk_tensors(setting.weights, trunk)
+        return job, lambda: _learned(setting.weights, trunk, {})
 
 
 class JointTrainer(DescriptorTrainer):
@@ -170,7 +171,7 @@ class JointTrainer(DescriptorTrainer):
 
     def _build(
         self, setting: Setting, views: Views, optimization: Optimization
-    ) -> tuple[Job, Callable[[], dict[str, Tensor]]]:
+    ) -> tuple[Job, Callable[[], Weights]]:
         trunk = self._trunk(setting)
         n_classes = len(setting.photos.classes)
         branch = AttentionBranch(
@@ -197,13 +198,14 @@ class JointTrainer(DescriptorTrainer):
             columns=JOINT_COLUMNS,
             begin=calibration(model, setting.processes),
         )
-        return job, lambda: {**trunk_tensors(setting.weights, trunk), **branch.head_tensors()}
+        return job, lambda: _learned(setting.weights, trunk, branch.head_tensors())
 
 
-def trunk_tensors(weights: Weights, trunk: TrainableTrunk) -> dict[str, Tensor]:
-    """Return all tensors of a trunk: the trained ones as they are now, the rest as loaded."""
-    trained = {name: tensor.detach().cpu() for name, tensor in trunk.state_dict().items()}
-    return {name: trained.get(name, tensor).clone() for name, tensor in weights.tensors.items()}
+def _learned(weights: Weights, trunk: TrainableTrunk, head: dict[str, Tensor]) -> Weights:
+    """Return the weights with the trained tensors as they are now, the rest as loaded."""
+    trained = {n: t.detach().cpu().contiguous() for n, t in trunk.state_dict().items()}
+    tensors = {name: trained.get(name, t).clone() for name, t in weights.tensors.items()}
+    return dataclasses.replace(weights, tensors=tensors, attention=head, pca={}, score_scale=1.0)
 
 
 def calibration(

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import NotFittedError
-from torch import Tensor
 
 from delfsearch.extraction.extractor import DelfExtractor
-from delfsearch.extraction.weights import load_weights, save_weights
+from delfsearch.extraction.weights import load_weights
+from delfsearch.extraction.weights_io.safetensors_files import digest_arrays
 from delfsearch.training.labelled import LabelledPhotos
-
-PathLike = str | os.PathLike[str]
+from delfsearch.training.trainer import PathLike, save_learned
 
 
 class ReductionTrainer(BaseEstimator):  # type: ignore[misc]
@@ -27,7 +23,8 @@ class ReductionTrainer(BaseEstimator):  # type: ignore[misc]
         random_state, verbose : as in DelfExtractor, whose fit learns.
     n_components : directions kept, 1 ... 1024; an extractor may use fewer of them.
     n_photos : photos that are sampled.
-    Learned: pca_, the PcaReduction; fit_sample_ = (photos, descriptors) that it was learned from.
+    Learned: weights_, a Weights; pca_, the PcaReduction; fit_sample_ = (photos, descriptors) that it
+        was learned from.
     Source: Sec. 3.4.
     """
 
@@ -77,37 +74,26 @@ class ReductionTrainer(BaseEstimator):  # type: ignore[misc]
         extractor = DelfExtractor(**params).fit(photos)
         self.pca_ = extractor.pca_
         self.fit_sample_ = extractor.fit_sample_
-        self._source = source
+        n_photos, n_descriptors = extractor.fit_sample_
+        learned = dataclasses.replace(
+            load_weights(self.weights),
+            name=f"with a PCA of {source}",
+            pca=extractor.pca_.to_arrays(),
+        )
+        self.weights_ = dataclasses.replace(
+            learned,
+            sha256=digest_arrays(learned.to_arrays()),
+            provenance=(
+                f"{learned.provenance}; PCA of {n_descriptors} descriptors of {n_photos} photos "
+                f"({source})"
+            ),
+        )
         return self
 
     def save(self, path: PathLike, *, half: bool = False) -> Path:
         """Write the weights with the reduction in them, instead of one that they had.
 
-        half : in half precision, all but the variances. Raises NotFittedError before fit.
+        path : ends in .safetensors. half : in half precision, all but the variances.
+        Raises NotFittedError before fit.
         """
-        if not hasattr(self, "pca_"):
-            raise NotFittedError("ReductionTrainer has learned nothing yet: call fit first")
-        weights = load_weights(self.weights)
-        tensors: dict[str, Tensor] = {**weights.tensors, **weights.attention}
-        tensors |= {k: torch.from_numpy(a) for k, a in self.pca_.to_arrays().items()}
-        arrays = {
-            name: tensor.numpy().astype(
-                # Variances of normalised rows are small: half precision would lose their digits.
-                np.float16 if half and name != "pca.explained_variance" else np.float32
-            )
-            for name, tensor in tensors.items()
-        }
-        n_photos, n_descriptors = self.fit_sample_
-        meta = {
-            "layout": weights.layout,
-            "bn_eps": weights.bn_eps,
-            "input_mean": list(weights.input_mean),
-            "input_std": list(weights.input_std),
-            "provenance": (
-                f"{weights.provenance}; PCA of {n_descriptors} descriptors of {n_photos} photos "
-                f"({self._source})"
-            ),
-            "licence": weights.licence,
-        }
-        save_weights(Path(path), arrays, meta)
-        return Path(path)
+        return save_learned(self, path, half)

@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
-from torch import Tensor
 
+from delfsearch import __version__
 from delfsearch._validation import check_integer, check_n_jobs
 from delfsearch.errors import DatasetError
 from delfsearch.extraction.weights import Weights, load_weights, save_weights
+from delfsearch.extraction.weights_io.safetensors_files import digest_arrays
 from delfsearch.training import loop
 from delfsearch.training.batches import Plan
 from delfsearch.training.checkpoint import latest_path, refuse_differences
@@ -60,9 +61,9 @@ class Setting(NamedTuple):
 class Trainer(BaseEstimator):  # type: ignore[misc]
     """Base of the trainers. A subclass stores its arguments and says what to build.
 
-    Learned: classes_, the names of the classes; curves_, the training curves by column (of this
-    run, or of all if there is an output folder); left_out_, (path, reason) of the photos that could
-    not be read; n_steps_, steps done in all.
+    Learned: weights_, a Weights; classes_, the names of the classes; curves_, the training curves
+    by column (of this run, or of all if there is an output folder); left_out_, (path, reason) of
+    the photos that could not be read; n_steps_, steps done in all.
     """
 
     _mode = ""
@@ -138,15 +139,14 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
                 folder,
                 progress,
             )
-            job, tensors = self._build(setting, views, optimization)
+            job, learned = self._build(setting, views, optimization)
             rows = loop.run(job, folder, processes, options, n_threads=readers, progress=progress)
         self.classes_ = photos.classes
         self.n_steps_ = optimization.epochs * plan.steps_per_epoch
         self.left_out_ = unreadable + [
             (photos.paths[row], str(error)) for row, error in sorted(store.unreadable.items())
         ]
-        self.tensors_ = tensors()
-        self._meta = self._metadata(weights, photos, settings)
+        self.weights_ = self._described(learned(), photos, settings)
         self.curves_ = _as_curves(job.columns, rows)
         if folder is not None and processes.is_main:
             if (folder / FILE_NAME).is_file():
@@ -160,14 +160,10 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
     def save(self, path: PathLike, *, half: bool = False) -> Path:
         """Write the weights that fit learned; DelfExtractor(weights=path) takes them.
 
-        half : in half precision, half the size. Raises NotFittedError before fit.
+        path : ends in .safetensors. half : in half precision, half the size.
+        Raises NotFittedError before fit.
         """
-        if not hasattr(self, "tensors_"):
-            raise NotFittedError(f"{type(self).__name__} has learned nothing yet: call fit first")
-        dtype = np.float16 if half else np.float32
-        arrays = {name: tensor.numpy().astype(dtype) for name, tensor in self.tensors_.items()}
-        save_weights(Path(path), arrays, self._meta)
-        return Path(path)
+        return save_learned(self, path, half)
 
     # -- what a subclass says -----------------------------------------------------------------
 
@@ -190,8 +186,8 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
 
     def _build(
         self, setting: Setting, views: Views, optimization: Optimization
-    ) -> tuple[Job, Callable[[], dict[str, Tensor]]]:
-        """Return the job, and a function that returns all tensors of the weights after it."""
+    ) -> tuple[Job, Callable[[], Weights]]:
+        """Return the job, and a function that returns the weights after it."""
         raise NotImplementedError
 
     # -- inside -------------------------------------------------------------------------------
@@ -219,21 +215,32 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
             **self._own_settings(),
         }
 
-    def _metadata(
-        self, weights: Weights, photos: LabelledPhotos, settings: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        return {
-            "layout": weights.layout,
-            "bn_eps": weights.bn_eps,
-            "input_mean": list(weights.input_mean),
-            "input_std": list(weights.input_std),
-            "provenance": (
-                f"{weights.provenance}; then {self._mode} trained in {self.n_steps_} steps on "
+    def _described(
+        self, learned: Weights, photos: LabelledPhotos, settings: Mapping[str, Any]
+    ) -> Weights:
+        return dataclasses.replace(
+            learned,
+            name=f"{self._mode} trained on {photos.source}",
+            sha256=digest_arrays(learned.to_arrays()),
+            provenance=(
+                f"{learned.provenance}; then {self._mode} trained in {self.n_steps_} steps on "
                 f"{len(photos)} photos of {len(photos.classes)} classes ({photos.source})"
             ),
-            "licence": weights.licence,
-            "training": dict(settings),
-        }
+            recipe={"delfsearch": __version__, "before": learned.recipe, **settings},
+        )
+
+
+def save_learned(trainer: Any, path: PathLike, half: bool) -> Path:
+    """Write the weights_ of a fitted trainer."""
+    target = Path(path)
+    if target.suffix != ".safetensors":
+        raise ValueError(f"path must end in .safetensors; got {os.fspath(path)!r}")
+    learned: Weights | None = getattr(trainer, "weights_", None)
+    if learned is None:
+        raise NotFittedError(f"{type(trainer).__name__} has learned nothing yet: call fit first")
+    dtype = "float16" if half else "float32"
+    save_weights(target, learned.to_arrays(), learned.to_meta(), dtype=dtype)
+    return target
 
 
 def _readable(

@@ -181,7 +181,10 @@ def load_weights(
         path = cached_path(name)
         if not path.exists():
             if not fetch:
-                raise WeightsError(f"weights {name!r} are not in the cache ({path})")
+                raise WeightsError(
+                    f"weights {name!r} are not in the cache ({path}); `delfsearch weights --fetch "
+                    f"{name}` fetches them"
+                )
             _fetch(name, path)
         return _with_shipped_pca(make_weights(*_read(path), name, overrides))
     path = Path(name)

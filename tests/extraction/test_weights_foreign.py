@@ -133,6 +133,8 @@ def test_tf2_names(tmp_path, tensors, autoencoder):
         np.testing.assert_allclose(weights.tensors[name].numpy(), expected, atol=1e-6)
     assert (weights.layout, weights.bn_eps, weights.input_std) == ("delg", 1e-3, (128.0,) * 3)
     assert_scores(weights, expand=expand)
+    assert weights.provenance.startswith("TensorFlow checkpoint delf")
+    assert ("without its autoencoder's descriptors" in weights.provenance) == autoencoder
     # What is read from one file is what is written to the other.
     again = convert_weights(tmp_path / "delf", tmp_path / "delf.safetensors")
     assert_scores(again, expand=expand)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from delfsearch.errors import WeightsError
 from delfsearch.extraction.keras_converter import INPUT_MEAN, convert_tfjs_archive
 from delfsearch.extraction.weights_io.datum import MEAN, PROJECTION, read_pca
-from delfsearch.extraction.weights_io.graph_def import SAVED_MODEL, read_operations
+from delfsearch.extraction.weights_io.graph_def import SAVED_MODEL, Operation, read_operations
 from delfsearch.extraction.weights_io.sstable import MAGIC
 from delfsearch.extraction.weights_io.tensor_bundle import INDEX_SUFFIX, TensorBundle
 from delfsearch.extraction.weights_io.tensorflow_names import convert
@@ -79,21 +79,31 @@ def _read_folder(folder: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]
 
 def _read_saved_model(folder: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     operations = read_operations(folder / SAVED_MODEL)
-    arrays, meta = convert(TensorBundle(folder / "variables" / "variables"), operations)
-    meta["provenance"] = f"TensorFlow SavedModel {folder.resolve().name}"
+    bundle = TensorBundle(folder / "variables" / "variables")
+    whence = f"TensorFlow SavedModel {folder.resolve().name}"
     # The official archives have model/ and pca/ side by side.
     for pca in (folder / "pca", folder.resolve().parent / "pca"):
         if (pca / MEAN).exists() and (pca / PROJECTION).exists():
-            meta["provenance"] = f"{meta['provenance']} of {pca.parent.name}, PCA beside it"
+            arrays, meta = _convert(
+                bundle, operations, f"{whence} of {pca.parent.name}, PCA beside it"
+            )
             return {**arrays, **read_pca(pca)}, meta
+    return _convert(bundle, operations, whence)
+
+
+def _convert(
+    bundle: TensorBundle, operations: list[Operation], whence: str
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    arrays, meta = convert(bundle, operations)
+    remark = meta.pop("remark", None)
+    meta["provenance"] = whence if remark is None else f"{whence}; {remark}"
     return dict(arrays), meta
 
 
 def _read_checkpoint(prefix: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     graph = prefix.with_name(prefix.name + ".meta")
     operations = read_operations(graph) if graph.exists() else []
-    arrays, meta = convert(TensorBundle(prefix), operations)
-    return dict(arrays), {**meta, "provenance": f"TensorFlow checkpoint {prefix.name}"}
+    return _convert(TensorBundle(prefix), operations, f"TensorFlow checkpoint {prefix.name}")
 
 
 def _read_tfjs(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

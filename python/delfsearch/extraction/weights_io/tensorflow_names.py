@@ -260,7 +260,10 @@ def _convert_tf2(
         op.kind == "MaxPool" and (op.window, op.stride) == (1, 2) for op in operations
     ):
         layout = "delg16"
-    return take.arrays, {"bn_eps": take.epsilon, "layout": layout, **_DELF_INPUT}
+    meta = {"bn_eps": take.epsilon, "layout": layout, **_DELF_INPUT}
+    if "attention.conv0.weight" in take.arrays:
+        meta["remark"] = "without its autoencoder's descriptors, with the attention on top of it"
+    return take.arrays, meta
 
 
 def _put_autoencoder(take: _Converter, kernel1: str, bias1: str, kernel2: str, bias2: str) -> None:

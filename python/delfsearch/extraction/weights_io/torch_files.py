@@ -10,9 +10,9 @@ stands before the usual tensor names is taken off.
 
 from __future__ import annotations
 
-import contextlib
+import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,7 @@ def read_torch(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """
     shown = f"weights {str(path)!r}"
     try:
-        with _plain_numbers_allowed():
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = _load(path)
     except Exception as error:  # torch documents no common base for what a damaged file raises
         raise WeightsError(
             f"{shown} are not a state dict that torch.load(weights_only=True) reads "
@@ -108,18 +107,23 @@ def _to_numpy(state: Mapping[Any, torch.Tensor]) -> dict[str, NDArray[Any]]:
     return {str(key): value.detach().float().numpy() for key, value in state.items()}
 
 
-@contextlib.contextmanager
-def _plain_numbers_allowed() -> Iterator[None]:
-    """Let torch.load(weights_only=True) also build NumPy numbers and arrays of them."""
-    manager = getattr(torch.serialization, "safe_globals", None)
-    if manager is None:  # torch before 2.5: such files are refused there
-        yield
-        return
+def _load(path: Path) -> Any:
+    """Load tensors and plain containers, and NumPy numbers too where this torch can."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # it names something that is not allowed: perhaps only these
+        manager = getattr(torch.serialization, "safe_globals", None)
+        if manager is None:
+            raise
+        with manager(_number_makers()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _number_makers() -> list[Any]:
+    """Return what NumPy's numbers and arrays of numbers are pickled with, in NumPy 1 and 2."""
     scalar = np.float64(0).__reduce__()[0]
     reconstruct = np.empty(0).__reduce__()[0]
     allowed: list[Any] = [np.ndarray, np.dtype]
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         allowed += [(scalar, f"{module}.scalar"), (reconstruct, f"{module}._reconstruct")]
-    allowed += [type(np.dtype(code)) for code in ("f4", "f8", "i4", "i8")]
-    with manager(allowed):
-        yield
+    return allowed + [type(np.dtype(code)) for code in ("f4", "f8", "i4", "i8")]

@@ -6,6 +6,7 @@ What TensorFlow wrote once is in tests/data/tensor_bundles and is read by test_t
 
 from __future__ import annotations
 
+import functools
 import os
 
 import numpy as np
@@ -122,6 +123,14 @@ def test_tf2_code(tensors, tmp_path, block3_strides):
     assert weights.layout == ("delg" if block3_strides else "delg16") and weights.bn_eps == 1e-3
     assert_same(computed(weights), expected)
     tf.train.Checkpoint(model=model, step=tf.Variable(3)).write(str(tmp_path / "ckpt"))
+    for prefix, root in (("ckpt", "model/"), ("saved/variables/variables", "_model/")):
+        bundle = TensorBundle(tmp_path / prefix)
+        names = [name for name in bundle if name.startswith(root)]
+        assert len(names) == len(model.variables)
+        for name in names:
+            path = name.removeprefix(root).partition("/.ATTRIBUTES")[0].split("/")
+            variable = functools.reduce(getattr, path, model)
+            assert bundle.array(name).tobytes() == variable.numpy().tobytes()
     checkpoint = load_weights(tmp_path / "ckpt", layout=weights.layout)
     assert checkpoint.sha256 == weights.sha256
     assert load_weights(tmp_path / "ckpt").layout == "delg"

@@ -129,7 +129,7 @@ def refuse_differences(held: Any, given: Any, where: str, name: str = "") -> Non
     """Raise CheckpointError for the first setting that differs, by its dotted name."""
     given = json.loads(json.dumps(given))  # as JSON gives it back
     if isinstance(held, dict) and isinstance(given, dict):
-        for key in sorted(set(held) | set(given)):
+        for key in [*given, *(key for key in held if key not in given)]:
             inner = f"{name}.{key}" if name else key
             refuse_differences(held.get(key), given.get(key), where, inner)
     elif held != given:

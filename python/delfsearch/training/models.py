@@ -83,8 +83,6 @@ class AttentionBranch(nn.Module):
         normal_(self.classifier.weight, 0.01, random_state, 3)
         nn.init.zeros_(self.conv1.bias)
         nn.init.zeros_(self.conv2.bias)
-        if self.bn is not None:
-            del self.bn.num_batches_tracked
 
     def scores(self, features: Tensor) -> Tensor:
         """Return a(f) (n, cells) float32 of features (n, cells, 1024)."""

@@ -23,8 +23,8 @@ class ReductionTrainer(BaseEstimator):  # type: ignore[misc]
         random_state, verbose : as in DelfExtractor, whose fit learns.
     n_components : directions kept, 1 ... 1024; an extractor may use fewer of them.
     n_photos : photos that are sampled.
-    Learned: weights_, a Weights; pca_, the PcaReduction; fit_sample_ = (photos, descriptors) that it
-        was learned from.
+    Learned: weights_, a Weights; pca_, the PcaReduction; fit_sample_ = (photos, descriptors), how
+        many it was learned from.
     Source: Sec. 3.4.
     """
 

@@ -62,9 +62,6 @@ class TrainableTrunk(nn.Module):
             names = ["conv1", "bn1", *names]
         for name in names:
             self.add_module(name, getattr(net, name))
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                del module.num_batches_tracked
         self.to(torch.device(device))
         for parameter in self.parameters():
             if parameter.ndim == 4:

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import resource
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from delfsearch.errors import PhotoError
-from delfsearch.training import photo_store
+from delfsearch.training import CheckpointError, photo_store
 from delfsearch.training.photo_store import PhotoStore
 from delfsearch.training.views import read_square
 
@@ -77,6 +78,17 @@ def test_an_interrupted_file_is_written_again(files, tmp_path):
     store = PhotoStore(files, SIDES)
     store.keep("disk", tmp_path / "kept")
     assert np.array_equal(store.square(4), read_square(files[4], 48))
+
+
+def test_a_full_disk_is_said(files, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # the system itself refuses
+    try:
+        with pytest.raises(CheckpointError, match="set keep_photos='none'"):
+            PhotoStore(files, SIDES).keep("disk", tmp_path / "kept")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list((tmp_path / "kept").iterdir())
 
 
 def test_a_cut_file_is_refused(files, tmp_path):

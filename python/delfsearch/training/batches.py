@@ -22,8 +22,6 @@ from delfsearch.training.labelled import LabelledPhotos
 from delfsearch.training.photo_store import PhotoStore
 from delfsearch.training.views import Views, make_view
 
-SAMPLING = ("photos", "classes")
-
 Item = TypeVar("Item")
 
 

@@ -25,7 +25,6 @@ class Purpose(enum.IntEnum):
     CACHED_VIEW = 5  # round, photo
     CACHED_GAMMA = 6  # round
     INITIAL = 7  # parameter's number
-    SAMPLE = 8
 
 
 def generator(random_state: int, purpose: Purpose, *numbers: int) -> np.random.Generator:

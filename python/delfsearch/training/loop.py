@@ -7,12 +7,14 @@ processor, with as many torch threads, that is so to the last bit.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +27,8 @@ from delfsearch.training.curves import COLUMNS, CurveWriter
 from delfsearch.training.optimization import Optimization, Optimizer
 from delfsearch.training.photo_store import KEEP
 from delfsearch.training.processes import ACCELERATE, Processes
+
+logger = logging.getLogger("delfsearch")
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # Reading a loss waits for a GPU: there, losses are read so many steps at a time.
@@ -155,8 +159,10 @@ def run(
                     elapsed = seconds + time.monotonic() - started
                     _save(folder, step, elapsed, job, optimizer, scaler)
                     saved = time.monotonic()
-            if progress is not None and processes.is_main:
-                progress("steps", step, total)
+            if processes.is_main:
+                _log_epochs(new, rows, job)
+                if progress is not None:
+                    progress("steps", step, total)
     finally:
         if writer is not None:
             writer.close()
@@ -207,6 +213,21 @@ def _read(
             )
         rows.append((step, 1 + (step - 1) // steps_per_epoch, *values, rate, round(seconds, 3)))
     return rows
+
+
+def _log_epochs(new: list[tuple[float, ...]], rows: list[tuple[float, ...]], job: Job) -> None:
+    """Log the means of the epochs that have just ended."""
+    for step, epoch, *_ in new:
+        if step % job.steps_per_epoch == 0:
+            ended = np.array([row for row in rows if row[1] == epoch])
+            means = dict(zip(job.columns, ended.mean(axis=0)))
+            logger.info(
+                "epoch %d of %d: loss %.4f, accuracy %.4f",
+                epoch,
+                job.optimization.epochs,
+                means["loss"],
+                means["accuracy"],
+            )
 
 
 def _finite(value: float) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from delfsearch._validation import check_choice, check_integer, check_real
 
 OPTIMIZERS = ("sgd", "adamw")
+SAMPLING = ("photos", "classes")
 SCHEDULES = ("linear", "cosine", "step", "constant")
 
 
@@ -56,7 +57,7 @@ class Optimization:
         """Refuse values that make no sense."""
         check_integer(self.epochs, "epochs", minimum=1)
         check_integer(self.batch_size, "batch_size", minimum=1)
-        check_choice(self.sampling, "sampling", ("photos", "classes"))
+        check_choice(self.sampling, "sampling", SAMPLING)
         check_choice(self.optimizer, "optimizer", OPTIMIZERS)
         check_choice(self.schedule, "schedule", SCHEDULES)
         for name in ("learning_rate", "classifier_factor", "drop_every", "drop_factor"):

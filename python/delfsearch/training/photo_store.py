@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from delfsearch._validation import check_choice
 from delfsearch.errors import PhotoError
+from delfsearch.training.checkpoint import CheckpointError
 from delfsearch.training.views import read_square
 
 logger = logging.getLogger("delfsearch")
@@ -152,14 +153,22 @@ class PhotoStore:
             table.unlink(missing_ok=True)
             part = data.with_name(data.name + ".part")
             sides: list[int] = []
-            with part.open("wb") as file:
+            try:
+                with part.open("wb") as file:
 
-                def write(square: NDArray[np.uint8]) -> None:
-                    sides.append(len(square))
-                    file.write(square.tobytes())
+                    def write(square: NDArray[np.uint8]) -> None:
+                        sides.append(len(square))
+                        file.write(square.tobytes())
 
-                present = self._read_all(n_threads, progress, write)
-            os.replace(part, data)
+                    present = self._read_all(n_threads, progress, write)
+                os.replace(part, data)
+            except OSError as error:
+                raise CheckpointError(
+                    f"decoded photos cannot be written to {part} ({error.strerror or error}); "
+                    "free some space, or set keep_photos='none'"
+                ) from error
+            finally:
+                part.unlink(missing_ok=True)
             left = iter(sides)
             all_sides = [0 if square is None else next(left) for square in present]
             reasons = {str(row): str(error) for row, error in self.unreadable.items()}

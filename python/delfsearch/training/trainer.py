@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
@@ -25,7 +26,7 @@ from delfsearch.extraction.weights import Weights, load_weights, save_weights
 from delfsearch.extraction.weights_io.safetensors_files import digest_arrays
 from delfsearch.training import loop
 from delfsearch.training.batches import Plan
-from delfsearch.training.checkpoint import latest_path, refuse_differences
+from delfsearch.training.checkpoint import CheckpointError, latest_path, refuse_differences
 from delfsearch.training.curves import FILE_NAME, read_curves
 from delfsearch.training.labelled import LabelledPhotos
 from delfsearch.training.loop import Job, RunOptions, resolve_amp
@@ -151,7 +152,13 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
         if folder is not None and processes.is_main:
             if (folder / FILE_NAME).is_file():
                 self.curves_ = read_curves(folder)
-            self.save(folder / WEIGHTS_NAME)
+            try:
+                self.save(folder / WEIGHTS_NAME)
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(
+                    f"weights cannot be written to {folder / WEIGHTS_NAME} ({error}); the last "
+                    "checkpoint is there: free some space and run the same again"
+                ) from error
             _write_left_out(folder / LEFT_OUT_NAME, self.left_out_)
         if self.left_out_:
             logger.warning(_left_out_text(self.left_out_, len(photos) + len(unreadable)))

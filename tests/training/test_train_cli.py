@@ -59,7 +59,18 @@ def test_descriptor_then_attention_then_reduction(run, weights_path, miniature, 
         "reduction",
         photos,
         *("--out", final, "--weights", tmp_path / "a" / "weights.safetensors"),
-        *("--components", 4, "--sample", 3, "--threads", 1, "--device", "cpu"),
+        *(
+            "--components",
+            4,
+            "--sample",
+            3,
+            "--scales",
+            "0.25-1",
+            "--threads",
+            1,
+            "--device",
+            "cpu",
+        ),
     )
     assert code == 0, err
     assert "4 components" in out and "of 3 photos" in out

@@ -266,7 +266,8 @@ def _train(arguments: argparse.Namespace) -> int:
         arguments.min_photos, small_classes=arguments.small_classes
     )
     weights = _weights(arguments)
-    say(f"{len(photos)} photos of {len(photos.classes)} classes")
+    if _is_first():
+        say(f"{len(photos)} photos of {len(photos.classes)} classes")
     shown = _Shown(progress_interval(arguments))
     try:
         trainer = _trainer(arguments, weights).fit(photos, progress=shown.update)
@@ -276,8 +277,8 @@ def _train(arguments: argparse.Namespace) -> int:
         ) from None
     finally:
         shown.finish()
-    if os.environ.get("RANK", "0") != "0":
-        return EXIT_OK  # one of several processes; the first one writes and tells
+    if not _is_first():
+        return EXIT_OK
     path = Path(arguments.out) / "weights.safetensors"
     if arguments.half:
         trainer.save(path, half=True)
@@ -293,6 +294,11 @@ def _train(arguments: argparse.Namespace) -> int:
         "last epoch"
     )
     return EXIT_OK
+
+
+def _is_first() -> bool:
+    """Whether this is the one of several processes that writes and tells."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _reduction(arguments: argparse.Namespace) -> int:

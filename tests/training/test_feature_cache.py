@@ -129,6 +129,7 @@ def test_unreadable_photos_have_no_weight_in_later_runs_either(tmp_path, miniatu
         cache.fill(trunk, store, Processes("cpu"), n_threads=2)
         batch = cache.batches(plan)(0)
         assert (batch.weights == 0).tolist() == (plan.step(0)[2] == 6).tolist()
+        assert "2.jpg" in str(store.unreadable[6])
         store = PhotoStore([], [])  # the second run needs no photo
 
 

@@ -127,15 +127,6 @@ def test_what_does_not_fit_in_memory_goes_to_disk_and_else_is_read_anew(
     assert not store.keeps
 
 
-def test_selecting_keeps_squares_and_errors(files):
-    store = PhotoStore(files, SIDES)
-    store.keep("ram", None)
-    some = store.select(np.array([4, 2, 0]))
-    assert np.array_equal(some.square(0), store.square(4))
-    assert np.array_equal(some.square(2), store.square(0))
-    assert set(some.unreadable) == {1} and some.files == [files[4], files[2], files[0]]
-
-
 def test_photos_found_unreadable_during_training_are_said_once(files, caplog):
     store = PhotoStore(files, SIDES)
     for _ in range(3):

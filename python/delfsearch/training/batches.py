@@ -7,7 +7,7 @@ Step s is step s % steps_per_epoch of epoch s // steps_per_epoch. What it sees d
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -149,7 +149,7 @@ class PhotoBatches:
 
 def prepared(
     make: Callable[[int], Item], first: int, end: int, *, n_threads: int
-) -> Iterator[Item]:
+) -> Generator[Item, None, None]:
     """Yield make(step) for steps first ... end - 1 in order, some steps ahead on other threads."""
     pool = ThreadPoolExecutor(n_threads, "delfsearch-batches")
     pending: deque[Future[Item]] = deque()

@@ -93,8 +93,10 @@ class FeatureCache:
         processes.wait()
         self._rounds = [np.load(self._path(r), mmap_mode="r") for r in range(len(self.gammas))]
         for r in range(len(self.gammas)):
-            for row in json.loads(self._path(r).with_suffix(".json").read_text("utf-8")):
-                self._weights[row] = 0.0
+            unreadable = json.loads(self._path(r).with_suffix(".json").read_text("utf-8"))
+            for row, reason in unreadable.items():
+                self._weights[int(row)] = 0.0
+                store.unreadable.setdefault(int(row), PhotoError(reason))
 
     def batches(self, plan: Plan) -> Callable[[int], Batch]:
         """Return the function that makes the batch of a step."""
@@ -145,7 +147,7 @@ class FeatureCache:
         """Write a round; yield how many of its photos are done."""
         gamma, n = self.gammas[r], len(self._photos)
         side = self._views.output_side(gamma)
-        unreadable: list[int] = []
+        unreadable: dict[int, str] = {}
 
         def make(group: int) -> NDArray[np.uint8]:
             rows = range(group * _GROUP, min(n, (group + 1) * _GROUP))
@@ -154,8 +156,8 @@ class FeatureCache:
                 rng = generator(self._seed, Purpose.CACHED_VIEW, r, row)
                 try:
                     square = store.square(row)
-                except PhotoError:
-                    unreadable.append(row)
+                except PhotoError as error:
+                    unreadable[row] = str(error)
                     continue
                 varied = bool(self._photos.varied[row])
                 inputs[i] = make_view(square, self._views, rng, gamma=gamma, varied=varied)
@@ -177,7 +179,7 @@ class FeatureCache:
                     yield done
                 file.flush()
                 os.fsync(file.fileno())
-            self._path(r).with_suffix(".json").write_text(json.dumps(sorted(unreadable)), "utf-8")
+            self._path(r).with_suffix(".json").write_text(json.dumps(unreadable), "utf-8")
             os.replace(part, self._path(r))
         except OSError as error:
             raise CheckpointError(

@@ -139,8 +139,9 @@ def run(
     started = saved = time.monotonic()
     rows: list[tuple[float, ...]] = []
     unread: list[tuple[int, Tensor, float]] = []
+    batches = prepared(_pinned(job.make_batch, processes), step, total, n_threads=n_threads)
     try:
-        for batch in prepared(_pinned(job.make_batch, processes), step, total, n_threads=n_threads):
+        for batch in batches:
             rate = job.optimization.rate(step, job.steps_per_epoch)
             figures = _one_step(model, _on_device(batch, processes.device), job, scaler)
             optimizer.step(rate, scaler)
@@ -164,6 +165,7 @@ def run(
                 if progress is not None:
                     progress("steps", step, total)
     finally:
+        batches.close()
         if writer is not None:
             writer.close()
     processes.wait()

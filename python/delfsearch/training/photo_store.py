@@ -61,15 +61,6 @@ class PhotoStore:
                 logger.warning("left out: %s", error)
             raise
 
-    def select(self, rows: NDArray[np.int64]) -> PhotoStore:
-        """Return a store of some of the photos; what is kept is shared."""
-        result = PhotoStore([self.files[r] for r in rows], [self.sides[r] for r in rows])
-        if self._kept is not None:
-            result._kept = [self._kept[r] for r in rows]
-        where = {int(row): place for place, row in enumerate(rows)}
-        result.unreadable = {where[r]: e for r, e in self.unreadable.items() if r in where}
-        return result
-
     def keep(
         self,
         how: str,

@@ -115,7 +115,8 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
             processes.main_first(
                 lambda: store.keep(options.keep_photos, place, n_threads=readers, progress=progress)
             )
-            photos, store, unreadable = _readable(photos, store)
+            _check_readable(photos, store)
+            known = len(store.unreadable)
             plan = Plan(
                 photos.labels,
                 batch_size=optimization.batch_size,
@@ -144,7 +145,7 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
             rows = loop.run(job, folder, processes, options, n_threads=readers, progress=progress)
         self.classes_ = photos.classes
         self.n_steps_ = optimization.epochs * plan.steps_per_epoch
-        self.left_out_ = unreadable + [
+        self.left_out_ = [
             (photos.paths[row], str(error)) for row, error in sorted(store.unreadable.items())
         ]
         self.weights_ = self._described(learned(), photos, settings)
@@ -160,8 +161,8 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
                     "checkpoint is there: free some space and run the same again"
                 ) from error
             _write_left_out(folder / LEFT_OUT_NAME, self.left_out_)
-        if self.left_out_:
-            logger.warning(_left_out_text(self.left_out_, len(photos) + len(unreadable)))
+        if len(self.left_out_) > known:  # some more were found on the way
+            logger.warning(_left_out_text(self.left_out_, len(photos)))
         return self
 
     def save(self, path: PathLike, *, half: bool = False) -> Path:
@@ -250,23 +251,19 @@ def save_learned(trainer: Any, path: PathLike, half: bool) -> Path:
     return target
 
 
-def _readable(
-    photos: LabelledPhotos, store: PhotoStore
-) -> tuple[LabelledPhotos, PhotoStore, list[tuple[str, str]]]:
-    """Leave out the photos that are known to be unreadable; they are returned with the reason."""
+def _check_readable(photos: LabelledPhotos, store: PhotoStore) -> None:
+    """Say which photos are known to be unreadable; refuse a set that has too few others."""
     gone = sorted(store.unreadable)
     if not gone:
-        return photos, store, []
+        return
     reasons = [(photos.paths[row], str(store.unreadable[row])) for row in gone]
-    kept = np.setdiff1d(np.arange(len(photos)), gone)
     logger.warning(_left_out_text(reasons, len(photos)))
-    n_classes = len(np.unique(photos.labels[kept]))
+    n_classes = len(np.unique(np.delete(photos.labels, gone)))
     if n_classes < 2:
         raise DatasetError(
             f"training needs readable photos of at least two classes; of {len(photos)} photos "
             f"{len(gone)} cannot be read, which leaves {n_classes} classes: {reasons[0][1]}"
         )
-    return photos.select(kept), store.select(kept), reasons
 
 
 def _left_out_text(left_out: list[tuple[str, str]], n_photos: int) -> str:

@@ -175,9 +175,9 @@ def photos_from_library_folder(
         varied.append(alone)
     if not paths:
         raise DatasetError(f"{folder.root} has no photo of the scenes that were asked for")
-    source = f"{folder.root.resolve().name}, {len(set(names)) - sum(varied)} scenes"
-    if any(varied):
-        source += f" and {sum(varied)} distractor photos"
+    source = (
+        f"scenes{' and distractor photos' if any(varied) else ''} of {folder.root.resolve().name}"
+    )
     return LabelledPhotos.from_names(
         paths, names, root=folder.root, varied=np.array(varied), source=source
     )

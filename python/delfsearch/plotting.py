@@ -1,4 +1,4 @@
-"""Pictures of what was found: match lines, keypoint scores, ranked answers (needs matplotlib).
+"""Pictures: match lines, keypoint scores, ranked answers, training curves (needs matplotlib).
 
 Every function draws into an Axes that it is given, or else into a Figure of its own with the Agg
 canvas: pyplot, its global state and its windows stay out of it. (In a notebook end the cell with
@@ -9,7 +9,7 @@ original photo whatever the size at which a photo is drawn.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ from delfsearch.matches import Hit
 
 # A photo is drawn from a copy of at most this side: a plot shows no more, and 20 Mpx would be slow.
 _MAX_DRAWN_SIDE = 1200
-_GREEN, _RED = "#00b050", "#d00000"
+_GREEN, _RED, _BLUE = "#00b050", "#d00000", "#0060c0"
 
 
 class ScoreLevel(Protocol):
@@ -183,6 +183,45 @@ def plot_ranked(
     if title is not None:
         figure.suptitle(_printable(title), parse_math=False)
     return figure
+
+
+def plot_training_curves(curves: Mapping[str, NDArray[Any]], *, title: str | None = None) -> Any:
+    """Draw the training curves: loss and accuracy by step, each step thin, their course bold.
+
+    curves : columns by name, as training.read_curves returns them. title : text above.
+    Returns the matplotlib Figure. Raises ImportError without matplotlib, ValueError without steps.
+    """
+    steps = np.asarray(curves["step"])
+    if not steps.size:
+        raise ValueError("curves must hold at least one step; got none")
+    figure = new_figure(8.0, 3.2)
+    panels = figure.subplots(1, 2)
+    for panel, name in zip(panels, ("loss", "accuracy")):
+        lines = {"descriptor": name, "attention": f"attention_{name}"}
+        if lines["attention"] not in curves:
+            lines = {"": name}
+        for color, (label, column) in zip((_GREEN, _BLUE), lines.items()):
+            values = np.asarray(curves[column], np.float64)
+            panel.plot(steps, values, color=color, alpha=0.25, linewidth=0.6)
+            panel.plot(steps, _course(values), color=color, linewidth=1.6, label=label)
+        panel.set_xlabel("step")
+        panel.set_ylabel(name)
+        panel.set_ylim(bottom=0.0)
+        if len(lines) > 1:
+            panel.legend(frameon=False)
+    if title is not None:
+        figure.suptitle(_printable(title), parse_math=False)
+    return figure
+
+
+def _course(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean over a twentieth of the steps around each."""
+    half = max(1, len(values) // 40)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    rows = np.arange(len(values))
+    begin, end = np.maximum(rows - half, 0), np.minimum(rows + half + 1, len(values))
+    course: NDArray[np.float64] = (sums[end] - sums[begin]) / (end - begin)
+    return course
 
 
 def new_figure(

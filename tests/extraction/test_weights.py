@@ -17,6 +17,7 @@ from delfsearch import WeightsError
 from delfsearch.extraction import weights as weights_module
 from delfsearch.extraction.keras_converter import convert_tfjs_archive
 from delfsearch.extraction.network import tensor_shapes
+from delfsearch.extraction.scores import Scorer
 from delfsearch.extraction.weights import (
     NpmWeights,
     cached_path,
@@ -247,6 +248,121 @@ def test_metadata_and_parts_round_trip(full_weights_path):
     assert loaded.attention["attention.conv1.weight"].shape == (512, 1024, 1, 1)
     assert loaded.pca["pca.components"].shape == (16, 1024)
     assert loaded.provenance == "random numbers"
+
+
+def test_new_metadata(tmp_path, tensors):
+    recipe = {"epochs": 3, "classes": ["a", "b"], "learning_rate": 0.01}
+    meta = {**META, "score_scale": 0.125, "recipe": recipe, "note": "kept, not understood"}
+    save_weights(tmp_path / "w.safetensors", {**tensors, **attention_tensors()}, meta)
+    loaded = load_weights(tmp_path / "w.safetensors")
+    assert loaded.score_scale == 0.125 and loaded.recipe == recipe
+    stored = weights_module.read_safetensors(tmp_path / "w.safetensors")[1]
+    assert stored["receptive_field"] == {"size": 291, "stride": 16, "padding": 145.0}
+    assert stored["note"] == "kept, not understood"
+    # What was loaded is saved as it was.
+    save_weights(tmp_path / "again.safetensors", loaded.to_arrays(), loaded.to_meta())
+    again = load_weights(tmp_path / "again.safetensors")
+    assert again.sha256 == loaded.sha256 and again.to_meta() == loaded.to_meta()
+
+
+def test_files_of_before_keep_loading(tmp_path, tensors):
+    # Neither score_scale nor recipe nor receptive_field; and a checksum that NumPy's names made.
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape};".encode())
+        digest.update(tensors[name].tobytes())
+    text = json.dumps({**META, "sha256": digest.hexdigest()})
+    save_file(tensors, tmp_path / "old.safetensors", metadata={"delfsearch": text})
+    loaded = load_weights(tmp_path / "old.safetensors")
+    assert loaded.sha256 == digest.hexdigest()
+    assert loaded.score_scale == 1.0 and loaded.recipe == {}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision(tmp_path, tensors, dtype):
+    arrays = {**tensors, **attention_tensors(), **pca_arrays()}
+    arrays["layer2.1.bn2.running_var"] = np.full(128, 1e6, np.float32)  # no float16 holds it
+    path = tmp_path / "half.safetensors"
+    save_weights(path, arrays, META, dtype=dtype)
+    save_weights(tmp_path / "whole.safetensors", arrays, META)
+    assert path.stat().st_size < 0.51 * (tmp_path / "whole.safetensors").stat().st_size
+    loaded = load_weights(path)
+    for name, value in {**loaded.tensors, **loaded.attention}.items():
+        expected = torch.from_numpy(arrays[name])
+        if expected.ndim > 1:
+            expected = expected.to(getattr(torch, dtype)).float()
+        assert value.dtype == torch.float32 and torch.equal(value, expected), name
+    assert loaded.pca["pca.components"].dtype == np.float32
+    np.testing.assert_array_equal(
+        loaded.pca["pca.explained_variance"], arrays["pca.explained_variance"]
+    )
+    assert load_weights(path).sha256 == loaded.sha256
+    flipped = bytearray(path.read_bytes())
+    flipped[-1000] ^= 1
+    path.write_bytes(bytes(flipped))
+    with pytest.raises(WeightsError, match="do not match their checksum"):
+        load_weights(path)
+
+
+def test_half_precision_has_its_range(tmp_path, tensors):
+    large = {**tensors, "conv1.weight": tensors["conv1.weight"] + 1e5}
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(WeightsError, match=r"conv1\.weight holds .*, beyond the range of float16"):
+        save_weights(path, large, META, dtype="float16")
+    assert not path.exists() and not list(tmp_path.iterdir())
+    save_weights(path, large, META, dtype="bfloat16")
+    with pytest.raises(ValueError, match="dtype must be one of 'float32', 'float16', 'bfloat16'"):
+        save_weights(path, large, META, dtype="int8")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"bn_eps": "small"}, "bn_eps must be 1 positive"),
+        ({"bn_eps": 0}, "bn_eps must be 1 positive"),
+        ({"input_mean": [1, 2]}, "input_mean must be 3 finite"),
+        ({"input_mean": [1, 2, float("nan")]}, "input_mean must be 3 finite"),
+        ({"input_std": [1, 0, 1]}, "input_std must be 3 positive"),
+        ({"score_scale": -1}, "score_scale must be 1 positive"),
+        ({"score_scale": True}, "score_scale must be 1 positive"),
+        ({"recipe": [1]}, "recipe must be a JSON object; got list"),
+        ({"layout": "odd"}, "unknown stride layout 'odd'; known: keras, torchvision"),
+    ],
+)
+def test_metadata_that_make_no_sense(tmp_path, tensors, change, words):
+    with pytest.raises(WeightsError, match=words):
+        weights_module.make_weights(tensors, {**META, **change}, "", "w")
+
+
+def test_numbers_that_make_no_sense(tensors):
+    def refuse(change, words):
+        with pytest.raises(WeightsError, match=words):
+            weights_module.make_weights({**tensors, **change}, META, "", "w")
+
+    nan = np.full((64,), np.nan, np.float32)
+    refuse({"bn1.bias": nan}, r"bn1\.bias must hold finite floats")
+    refuse({"bn1.bias": np.zeros(64, np.int32)}, r"bn1\.bias must hold finite floats")
+    head, pca = attention_tensors(), pca_arrays()
+    refuse({**head, "attention.conv2.weight": np.zeros((1, 99, 1, 1))}, r"shape \(1, 512, 1, 1\)")
+    refuse({**pca, "pca.mean": np.zeros(40)}, r"pca\.mean must have shape \(1024,\); got \(40,\)")
+    wide = np.zeros((1024, 1024, 1, 1), np.float32)
+    expansion = {"attention.conv0.weight": wide, "attention.conv0.bias": wide[0, :, 0, 0]}
+    refuse(expansion, "but lack the head behind it")
+    refuse({**head, "attention.conv0.weight": wide}, "lack 'attention.conv0.bias'")
+
+
+def test_the_score_scale_multiplies_the_attention(tensors):
+    features = torch.rand(3, 4, 1024, generator=torch.Generator().manual_seed(0))
+    for score in ("attention", "l2*attention", "l2"):
+        scores = [
+            Scorer(score, make_head(), torch.device("cpu"), score_scale=scale)(features)
+            for scale in (1.0, 0.25)
+        ]
+        assert torch.equal(scores[1], scores[0] * (1.0 if score == "l2" else 0.25))
+
+
+def make_head():
+    return {key: torch.from_numpy(value) for key, value in attention_tensors().items()}
 
 
 def test_shipped_pca_is_whole():

@@ -24,11 +24,26 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from search_helpers import make_collection, make_features
+from tensor_bundles import (
+    GOLDEN,
+    entry,
+    finished,
+    header,
+    message,
+    sealed,
+    shape_message,
+    varint,
+    write_bundle,
+)
 
 from delfsearch import DelfIndex, IndexFormatError, Matches, PhotoError, QuantizedKDTree, Verifier
 from delfsearch.errors import WeightsError
 from delfsearch.extraction.photos import open_photo
 from delfsearch.extraction.weights import load_weights, save_weights
+from delfsearch.extraction.weights_io.graph_def import read_operations
+from delfsearch.extraction.weights_io.object_graph import GRAPH_KEY, ObjectGraph
+from delfsearch.extraction.weights_io.protobuf import Malformed
+from delfsearch.extraction.weights_io.tensor_bundle import TensorBundle, slice_key
 
 Rng = np.random.Generator
 
@@ -73,6 +88,8 @@ class Fuzzer:
             self.photos.append(stream.getvalue())
         self.weights = folder / "weights.safetensors"
         save_weights(self.weights, {"conv1.weight": np.zeros((4, 3, 2, 2), np.float32)}, {})
+        self.graph = TensorBundle(GOLDEN / "objects").string(GRAPH_KEY)
+        self.saved_model = (GOLDEN / "saved/saved_model.pb").read_bytes()
 
     def target_index(self, rng: Rng) -> None:
         """A damaged index folder is refused or still answers; `check` never calls it sound."""
@@ -136,6 +153,83 @@ class Fuzzer:
             return
         raise AssertionError("weights without most of their tensors were taken")
 
+    def target_bundle(self, rng: Rng) -> None:
+        """A damaged TensorFlow checkpoint is refused, or gives the tensors that are in it."""
+        folder = self.folder / "bundle"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        kind = str(rng.choice(["single", "sharded", "objects"]))
+        expected = {
+            name: read_tensor(TensorBundle(GOLDEN / kind), name)
+            for name in TensorBundle(GOLDEN / kind)
+        }
+        files = sorted(GOLDEN.glob(f"{kind}.*"))
+        for file in files:
+            shutil.copy(file, folder)
+        victim = folder / files[int(rng.integers(len(files)))].name
+        victim.write_bytes(damage(rng, victim.read_bytes()))
+        try:
+            bundle = TensorBundle(folder / kind)
+            found = {name: read_tensor(bundle, name) for name in bundle}
+        except WeightsError:
+            return
+        if found != expected:
+            raise AssertionError(f"damage to {victim.name} went unnoticed")
+
+    def target_bundle_numbers(self, rng: Rng) -> None:
+        """Numbers and blocks that are wrong under right checksums do no harm."""
+        folder = self.folder / "numbers"
+        shutil.rmtree(folder, ignore_errors=True)
+
+        def one() -> int:
+            return int(rng.choice([0, 1, 2, 3, 6, 24, 2**31, 2**40, 2**62]))
+
+        shape = [one() for _ in range(int(rng.integers(4)))]
+        extents = [(one(), one()) for _ in shape]
+        sliced = message(*((1, message((1, start), (2, n))) for start, n in extents))
+        part = entry(1, [n for _, n in extents], 0, 4 * int(rng.integers(7)), 0)
+        values = {
+            b"number": entry(one() % 24, shape, one(), one(), 0, shard=int(rng.integers(2))),
+            b"sliced": message((1, 1), (2, shape_message(shape)), (7, sliced)),
+            slice_key(b"sliced", tuple(extents)): part,
+        }
+        if rng.random() < 0.2:
+            values[b""] = header(one(), one() % 2, message((1, one()), (2, one())))
+        if rng.random() < 0.2:
+            values[b"damaged"] = damage(rng, values[b"number"])
+        arrays = {"a": np.arange(6, dtype=np.float32)}
+        snappy = bool(rng.random() < 0.5)
+        write_bundle(folder / "b", arrays, extra=values, snappy=snappy)
+        index = folder / "b.index"
+        if rng.random() < 0.2:
+            block = damage(rng, index.read_bytes()[:-100])
+            handle = varint(0) + varint(len(block))
+            index.write_bytes(finished(sealed(block, int(snappy)), [(b"z", handle)]))
+        try:
+            bundle = TensorBundle(folder / "b")
+        except WeightsError:
+            return
+        for name in bundle:
+            try:
+                read_tensor(bundle, name)
+            except WeightsError:
+                continue
+
+    def target_graph(self, rng: Rng) -> None:
+        """Damaged object graphs and operations of TensorFlow are refused, or read as they are."""
+        try:
+            graph = ObjectGraph(damage(rng, self.graph))
+            for node in graph.breadth_first():
+                graph.tensor(node, "model", "backbone", "first", "kernel")
+        except Malformed:
+            pass
+        path = self.folder / "saved_model.pb"
+        path.write_bytes(damage(rng, self.saved_model))
+        try:
+            read_operations(path)
+        except WeightsError:
+            return
+
     def target_verifier(self, rng: Rng) -> None:
         """Any finite matches are verified; malformed ones are a ValueError or TypeError."""
         counts = rng.integers(0, 40, int(rng.integers(0, 6)))
@@ -180,6 +274,13 @@ class Fuzzer:
         missing = ids < 0
         if (np.isinf(squared) != missing).any() or (np.diff(squared[:, :n], axis=1) < 0).any():
             raise AssertionError("neighbours are not in order")
+
+
+def read_tensor(bundle: TensorBundle, name: str) -> bytes:
+    """Return a tensor's bytes, of numbers or of one string."""
+    if bundle[name].dtype_name == "string":
+        return bundle.string(name)
+    return bundle.array(name).tobytes()
 
 
 def run(fuzzer: Fuzzer, name: str, seconds: float, seed: int, runs: int | None) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from delfsearch.cli import (
     report_command,
     reproduce_command,
     scores_command,
+    train_command,
     weights_command,
 )
 from delfsearch.cli.common import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE, CommandError
@@ -53,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         demo_command,
         report_command,
         reproduce_command,
+        train_command,
     ):
         group.add_parsers(commands)
     # After the command as well: that is where one adds it when a command has just failed. The

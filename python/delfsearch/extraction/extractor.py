@@ -16,6 +16,7 @@ from sklearn.exceptions import NotFittedError
 
 from delfsearch._validation import check_integer, check_n_jobs, check_real, check_seed
 from delfsearch.errors import PhotoError, WeightsError
+from delfsearch.extraction import pretrained
 from delfsearch.extraction.network import N_CHANNELS
 from delfsearch.extraction.photo_lists import check_photos, sample_photos
 from delfsearch.extraction.photos import DEFAULT_MAX_PIXELS, has_texture, open_photo
@@ -58,8 +59,8 @@ class _Opened(NamedTuple):
 class DelfExtractor(BaseEstimator):  # type: ignore[misc]
     """Extract DELF features: dense conv4_x features of an image pyramid, the best kept, reduced.
 
-    weights : registered name ("resnet50-imagenet", fetched once through npm) or path of a
-        .safetensors or torchvision state dict.
+    weights : registered name ("resnet50-imagenet", fetched once through npm) or path of weights in
+        any format that docs/weights.md lists: safetensors, torch, TensorFlow.
     scales : "0.25-2" (seven, a factor sqrt(2) apart), "0.25-1" (five), or a tuple of numbers.
     max_side : photos are resized down to this longer side first, in pixels; None keeps them.
     max_features : features kept per photo, best scores first, 1 <= max_features.
@@ -303,6 +304,26 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
         extractor._expected_sha256 = expected
         return extractor
 
+    def save_pretrained(self, folder: str | os.PathLike[str], *, dtype: str = "float32") -> None:
+        """Write the extractor as a folder: config.json, model.safetensors and a card, README.md.
+
+        folder : made if need be; files of these names in it are replaced, each at once.
+        dtype : of the stored kernels, "float32" (from_pretrained then gives the same features, to
+            the last bit), "float16" or "bfloat16" (half the size).
+        Raises NotFittedError where there is no PCA and n_components is not None; WeightsError.
+        """
+        pretrained.save_pretrained(self, folder, dtype=dtype)
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], **overrides: Any) -> DelfExtractor:
+        """Return an extractor from what save_pretrained wrote, or from any weights file.
+
+        source : folder, or path of weights in any format that docs/weights.md lists. Nothing is
+            downloaded. overrides : any constructor argument but weights.
+        Raises WeightsError where it is absent, damaged or not of a network that is known.
+        """
+        return pretrained.from_pretrained(cls, source, **overrides)
+
     _expected_sha256: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -354,6 +375,7 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
                     f"weights {weights.name!r} come without a PCA: call fit(photos) first, or set "
                     "n_components=None to keep all dimensions"
                 )
+            pretrained.check_can_whiten(weights, self.whiten)
             pca = PcaReduction.from_arrays(weights.pca, self.n_components, whiten=self.whiten)
         elif (len(pca.components_), pca.whiten) != (self.n_components, self.whiten):
             raise NotFittedError(

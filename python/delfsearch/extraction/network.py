@@ -8,13 +8,19 @@ layout than they were trained in silently ruins them.
     keras        first 1x1 of blocks 3, 4 (Keras v1,       pads 1 on each side    291 / 16 / 145
                  He et al.'s Caffe model)
     torchvision  first 3x3 of blocks 3, 4                  pads 1 on each side    267 / 16 / 133
-    slim         last 3x3 of blocks 2, 3, 4 (TF-slim)      TensorFlow's "SAME"    291 / 32 / 145
-    slim16       last 3x3 of blocks 2, 3 (official DELF)   TensorFlow's "SAME"    291 / 16 / 145
+    slim         last 3x3 of blocks 2, 3, 4 (TF-slim,      TensorFlow's "SAME"    291 / 32 / 145
+                 official DELF of 2017 and 2019)
+    slim16       last 3x3 of blocks 2, 3                   TensorFlow's "SAME"    291 / 16 / 145
+    delg         as keras, and every other cell of the     none                   291 / 32 / 143
+                 last (official DELF and DELG, TF2 code)
+    delg16       as keras (the same, block3_strides off)   none                   291 / 16 / 143
 
 conv1 pads 3 and the 3x3 convolutions 1 on each side in all of them (TF-slim too pads explicitly
-where it strides). Under "SAME" an axis whose length after conv1 is even is padded on the high side
-only, which moves all centres by 2 pixels and the padding to 143: receptive fields are derived per
-axis and per length, see receptive_field.py.
+where it strides), except that conv1 of delg and delg16 is padded by TensorFlow's "SAME". Under
+"SAME" the odd cell of padding lies on the high side: in slim an axis whose length after conv1 is
+even is padded there only, which moves all centres by 2 pixels and the padding to 143, in delg an
+even axis has a padding of 142. Receptive fields are derived per axis and per length, see
+receptive_field.py. slim16 and delg16 compute the features of slim and delg and three more between.
 
 ResNet50Conv4 is the reference: unfused, NCHW, trainable, torchvision's tensor names. FoldedTrunk
 is for inference: batch normalisation and input normalisation folded into the convolutions,
@@ -32,7 +38,7 @@ from torch import Tensor, nn
 
 from delfsearch.extraction.receptive_field import Layer
 
-STRIDE_LAYOUTS = ("keras", "torchvision", "slim", "slim16")
+STRIDE_LAYOUTS = ("keras", "torchvision", "slim", "slim16", "delg", "delg16")
 N_CHANNELS = 1024
 _BLOCKS = ((64, 3), (128, 4), (256, 6))  # conv2_x, conv3_x, conv4_x: width, units
 
@@ -46,6 +52,11 @@ class Unit(NamedTuple):
     stride_3x3: int
     projects: bool
 
+    @property
+    def block(self) -> int:
+        """0 for conv2_x (layer1) to 2 for conv4_x (layer3)."""
+        return int(self.prefix[5]) - 1
+
 
 def units(layout: str) -> list[Unit]:
     """Return the 13 bottleneck units of conv2_x to conv4_x under a stride layout."""
@@ -56,17 +67,47 @@ def units(layout: str) -> list[Unit]:
         for i in range(n_units):
             first = 2 if i == 0 and block > 0 else 1
             last = 2 if i == n_units - 1 and (block < 2 or layout == "slim") else 1
-            strides = {"keras": (first, 1), "torchvision": (1, first)}.get(layout, (1, last))
+            strides = (1, last)
+            if layout == "torchvision":
+                strides = (1, first)
+            elif layout in ("keras", "delg", "delg16"):
+                strides = (first, 1)
             result.append(Unit(f"layer{block + 1}.{i}", width, *strides, projects=i == 0))
     return result
 
 
+def economical_units(layout: str) -> list[Unit]:
+    """Return units that compute the same features with the strides where they save most work.
+
+    Only where batch normalisation has fixed statistics: see FoldedTrunk.
+    """
+    return units({"keras": "slim16", "delg16": "slim16", "delg": "slim"}.get(layout, layout))
+
+
 def layers(layout: str) -> list[Layer]:
     """Return the layers of the path through all 3x3 convolutions, for receptive_field()."""
-    result = [Layer(7, 2, 3), Layer(3, 2, "same" if layout.startswith("slim") else 1)]
+    result = [Layer(7, 2, 3), Layer(3, 2, 1)]
+    if layout.startswith("slim"):
+        result[1] = Layer(3, 2, "same")
+    elif layout.startswith("delg"):
+        result = [Layer(7, 2, "same"), Layer(3, 2, 0)]
     for unit in units(layout):
         result += [Layer(1, unit.stride_1x1, 0), Layer(3, unit.stride_3x3, 1), Layer(1, 1, 0)]
+    if layout == "delg":
+        result.append(Layer(1, 2, 0))
     return result
+
+
+def _pad_conv1(x: Tensor, layout: str) -> Tensor:
+    """Pad the input for conv1, which then pads nothing itself (delg) or 3 on each side."""
+    if not layout.startswith("delg"):
+        return x
+    height, width = x.shape[-2:]  # "SAME": 5 cells in all where the length is even, 6 where odd
+    return F.pad(x, (2 + width % 2, 3, 2 + height % 2, 3))
+
+
+def _conv1_padding(layout: str) -> int:
+    return 0 if layout.startswith("delg") else 3
 
 
 def _pool(x: Tensor, layout: str) -> Tensor:
@@ -74,7 +115,7 @@ def _pool(x: Tensor, layout: str) -> Tensor:
         height, width = x.shape[-2:]
         x = F.pad(x, (width % 2, 1, height % 2, 1))
         return F.max_pool2d(x, 3, 2)
-    return F.max_pool2d(x, 3, 2, 1)
+    return F.max_pool2d(x, 3, 2, 0 if layout.startswith("delg") else 1)
 
 
 class _Bottleneck(nn.Module):
@@ -115,7 +156,7 @@ class ResNet50Conv4(nn.Module):
     def __init__(self, layout: str = "keras", bn_eps: float = 1e-5) -> None:
         super().__init__()
         self.layout = layout
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, _conv1_padding(layout), bias=False)
         self.bn1 = nn.BatchNorm2d(64, bn_eps)
         n_in = 64
         blocks: dict[str, list[nn.Module]] = {}
@@ -126,8 +167,9 @@ class ResNet50Conv4(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the (n, 1024, h', w') features of a (n, 3, h, w) batch."""
-        x = _pool(torch.relu(self.bn1(self.conv1(x))), self.layout)
-        return self.layer3(self.layer2(self.layer1(x)))  # type: ignore[no-any-return]
+        x = torch.relu(self.bn1(self.conv1(_pad_conv1(x, self.layout))))
+        x = self.layer3(self.layer2(self.layer1(_pool(x, self.layout))))
+        return x[:, :, ::2, ::2] if self.layout == "delg" else x
 
 
 def tensor_shapes() -> dict[str, tuple[int, ...]]:
@@ -149,11 +191,13 @@ class FoldedTrunk:
     """Inference only: (1, 3, h, w) float32 RGB in 0 ... 255 minus input_mean -> conv4_x features.
 
     tensors : as tensor_shapes() names them. input_std (3,) is folded into conv1. dtype : float32 or
-    bfloat16, of weights and activations. Runs channels_last on `device`.
+    bfloat16, of weights and activations. n_blocks : 3 for conv4_x; 0 to 2 stop after that many
+    blocks (training keeps those that it doesn't change here). Runs channels_last on `device`.
 
     In the "keras" layout the stride of a block's first 1x1 (both the unit's and the shortcut's)
     drops three of four outputs of the block before it. We move it back to that block's last 3x3:
-    the same numbers, since 1x1 convolutions, ReLU and sums act per pixel, for 8% less work.
+    the same numbers, since 1x1 convolutions, ReLU and sums act per pixel, for 8% less work. The
+    "delg" layouts likewise.
     """
 
     def __init__(
@@ -165,11 +209,12 @@ class FoldedTrunk:
         input_std: tuple[float, float, float] = (1.0, 1.0, 1.0),
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
+        n_blocks: int = 3,
     ) -> None:
         self.layout = layout
         self.dtype = dtype
         self.device = torch.device(device)
-        self.units = units("slim16" if layout == "keras" else layout)
+        self.units = [unit for unit in economical_units(layout) if unit.block < n_blocks]
         self._weights: dict[str, tuple[Tensor, Tensor]] = {}
 
         def put(name: str, kernel: Tensor, bias: Tensor) -> None:
@@ -190,7 +235,8 @@ class FoldedTrunk:
     def __call__(self, x: Tensor) -> Tensor:
         """Return (1, 1024, h', w') features of dtype, channels_last."""
         x = x.to(self.device, self.dtype, memory_format=torch.channels_last)
-        x = _pool(self._conv_relu("conv1", x, 2, 3), self.layout)
+        x = self._conv_relu("conv1", _pad_conv1(x, self.layout), 2, _conv1_padding(self.layout))
+        x = _pool(x, self.layout)
         for unit in self.units:
             prefix, stride = unit.prefix, unit.stride_1x1 * unit.stride_3x3
             y = self._conv_relu(f"{prefix}.conv1", x, unit.stride_1x1, 0)

@@ -100,7 +100,7 @@ class Runtime:
         self.device = resolve_device(device)
         self.dtype = resolve_precision(precision, self.device)
         self.layers = layers(weights.layout)
-        self.scorer = Scorer(score, weights.attention, self.device)
+        self.scorer = Scorer(score, weights.attention, self.device, score_scale=weights.score_scale)
         self.trunk = FoldedTrunk(
             weights.tensors,
             weights.layout,

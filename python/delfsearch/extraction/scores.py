@@ -1,7 +1,9 @@
 """Keypoint scores: L2 norm of the feature, attention, or their product. Source: Sec. 3.3.
 
 The attention head is a 1x1 convolution to 512 channels with ReLU and a 1x1 convolution to one, with
-softplus on top, on the raw conv4_x features (as the official code does); both run in float32.
+softplus on top, on the raw conv4_x features (as the official code does); both run in float32. The
+weights' score_scale multiplies it, so that the threshold beta can have a stated meaning. Heads of
+DELG may have one 1x1 convolution to 1,024 channels with ReLU ahead, its autoencoder.
 """
 
 from __future__ import annotations
@@ -37,8 +39,16 @@ def resolve_score(score: str, has_attention: bool) -> str:
 class Scorer:
     """features (h, w, 1024) of any dtype -> scores (h, w) float32, on the features' device."""
 
-    def __init__(self, score: str, attention: Mapping[str, Tensor], device: torch.device) -> None:
+    def __init__(
+        self,
+        score: str,
+        attention: Mapping[str, Tensor],
+        device: torch.device,
+        *,
+        score_scale: float = 1.0,
+    ) -> None:
         self.score = resolve_score(score, bool(attention))
+        self.score_scale = score_scale
         # A 1x1 convolution is a linear map per cell: kernels (out, in, 1, 1) become (out, in).
         self._head = {
             key.removeprefix("attention."): value.to(device).reshape(value.shape[:2])
@@ -50,9 +60,12 @@ class Scorer:
         if self.score == "l2":
             return self._l2(features)
         head = self._head
-        hidden = F.linear(features.float(), head["conv1.weight"], head["conv1.bias"]).relu_()
+        hidden = features.float()
+        if "conv0.weight" in head:
+            hidden = F.linear(hidden, head["conv0.weight"], head["conv0.bias"]).relu_()
+        hidden = F.linear(hidden, head["conv1.weight"], head["conv1.bias"]).relu_()
         logits = F.linear(hidden, head["conv2.weight"], head["conv2.bias"])
-        attention = F.softplus(logits[..., 0])
+        attention = F.softplus(logits[..., 0]) * self.score_scale
         return attention * self._l2(features) if self.score == "l2*attention" else attention
 
     @staticmethod

@@ -1,0 +1,487 @@
+"""delfsearch train: descriptor, attention, joint and reduction."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from delfsearch.cli.common import (
+    EXIT_OK,
+    CommandError,
+    add_machine_options,
+    add_progress_options,
+    check_plot_target,
+    ensure_weights,
+    photo_files,
+    positive,
+    positive_number,
+    progress_interval,
+    save_figure,
+)
+from delfsearch.cli.output import answer, say
+from delfsearch.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from delfsearch.training import LabelledPhotos, Optimization, RunOptions, Views
+
+_DEFAULT_WEIGHTS = "resnet50-imagenet"
+_DESCRIPTION = """\
+Learn weights from labelled photos. The same command goes on where it was interrupted.
+
+  delfsearch train descriptor PHOTOS --out d          stage 1: the trunk, as a classifier
+  delfsearch train attention PHOTOS --out a --weights d/weights.safetensors
+                                                      stage 2: which features matter
+  delfsearch train reduction PHOTOS --out my.safetensors --weights a/weights.safetensors
+                                                      PCA, written into a weights file
+"""
+
+
+def add_parsers(commands: Any) -> None:
+    """Add the command and what it can train."""
+    parser = commands.add_parser(
+        "train",
+        help="learn descriptor, attention and reduction from your photos",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    modes = parser.add_subparsers(metavar="WHAT", required=True)
+    helps = {
+        "descriptor": "fine-tune the trunk as a classifier",
+        "attention": "learn the attention head on a trunk that does not change",
+        "joint": "both at once, the attention's gradient stopped at the trunk",
+    }
+    for mode, text in helps.items():
+        sub = modes.add_parser(mode, help=text, description=text.capitalize() + ".")
+        _add_photos(sub)
+        sub.add_argument(
+            "--out", required=True, metavar="DIR", help="for weights, curves and checkpoints"
+        )
+        _add_mode(sub, mode)
+        _add_views(sub, mode)
+        _add_optimization(sub)
+        _add_run(sub)
+        sub.set_defaults(run=_train, mode=mode)
+    _add_reduction(modes)
+    # As for the other commands: --debug may come last.
+    for sub in modes.choices.values():
+        sub.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
+
+
+def _add_photos(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "photos",
+        metavar="PHOTOS",
+        help="a folder with a subfolder for each class, a CSV table (path, label), Google "
+        "Landmarks v2, or a folder in the library's own format",
+    )
+    group = parser.add_argument_group("photos")
+    group.add_argument(
+        "--format",
+        choices=("auto", "image_folder", "csv", "google_landmarks", "library"),
+        default="auto",
+        help="of PHOTOS; default: what it looks like",
+    )
+    group.add_argument(
+        "--small-classes",
+        choices=("error", "drop", "vary"),
+        default="error",
+        help="classes with too few photos: refuse (default), leave out, or keep in strongly "
+        "varied views",
+    )
+    group.add_argument(
+        "--min-photos", type=positive, default=2, metavar="N", help="of a class; default 2"
+    )
+    group.add_argument(
+        "--clean", action="store_true", help="Google Landmarks: train_clean.csv, not train.csv"
+    )
+    own = parser.add_argument_group("photos in the library's own format")
+    own.add_argument("--scenes", metavar="FILE", help="only these scenes, one a line")
+    own.add_argument("--without-scenes", metavar="FILE", help="not these scenes, one a line")
+    own.add_argument("--without-photos", metavar="FILE", help="not these photos, one a line")
+    own.add_argument("--subsets", metavar="A,B", help="only scenes of these subsets")
+    own.add_argument(
+        "--distractors",
+        choices=("none", "no_queries", "all"),
+        default="none",
+        help="distractor photos, each a class of its own in strongly varied views: none "
+        "(default), those that are no distractor queries, or all",
+    )
+
+
+def _add_mode(parser: argparse.ArgumentParser, mode: str) -> None:
+    group = parser.add_argument_group("what is trained")
+    group.add_argument(
+        "--weights",
+        metavar="NAME|FILE",
+        default=_DEFAULT_WEIGHTS,
+        help=f"where to begin; default {_DEFAULT_WEIGHTS}",
+    )
+    if mode != "attention":
+        group.add_argument(
+            "--trainable",
+            choices=("all", "layer2+", "layer3"),
+            default="all",
+            help="part of the trunk; default all",
+        )
+        group.add_argument(
+            "--batch-norm",
+            choices=("frozen", "trained"),
+            default="frozen",
+            help="statistics of batch normalisation; default frozen",
+        )
+    if mode == "descriptor":
+        return
+    group.add_argument(
+        "--pooling", choices=("sum", "mean"), default="sum", help="over the cells; default sum"
+    )
+    group.add_argument("--normalize", action="store_true", help="pool L2-normalised features")
+    group.add_argument(
+        "--head-batch-norm", action="store_true", help="batch normalisation in the head"
+    )
+    group.add_argument(
+        "--official",
+        action="store_true",
+        help="as the official code: --pooling mean --normalize --head-batch-norm",
+    )
+    if mode == "joint":
+        group.add_argument(
+            "--attention-factor",
+            type=positive_number,
+            default=1.0,
+            metavar="F",
+            help="learning rate of the attention branch over the trunk's; default 1",
+        )
+    else:
+        group.add_argument(
+            "--gammas",
+            metavar="uniform|G,G",
+            help="scales of the crops; default 0.25,0.354,0.5,0.707,1",
+        )
+        group.add_argument(
+            "--cached-crops",
+            type=positive,
+            metavar="N",
+            help="compute the features of N crops of each photo and scale once, N >= 2, and "
+            "keep them in DIR/features; default: a new crop at every showing",
+        )
+
+
+def _add_views(parser: argparse.ArgumentParser, mode: str) -> None:
+    resize, crop = (900, 720) if mode == "attention" else (250, 224)
+    group = parser.add_argument_group("views")
+    group.add_argument(
+        "--resize", type=positive, default=resize, metavar="PIXELS", help=f"default {resize}"
+    )
+    group.add_argument(
+        "--crop", type=positive, default=crop, metavar="PIXELS", help=f"default {crop}"
+    )
+    group.add_argument("--flip", action="store_true", help="mirror half of the views")
+    group.add_argument(
+        "--colour", type=float, default=0.0, metavar="0..1", help="vary colours; default 0"
+    )
+    group.add_argument(
+        "--strong-views", action="store_true", help="vary the views of all photos strongly"
+    )
+
+
+def _add_optimization(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("optimisation (defaults: docs/training.md)")
+    for name, kind, text in (
+        ("epochs", positive, "times that all photos are shown"),
+        ("batch-size", positive, "photos of a step"),
+        ("learning-rate", positive_number, "at its highest"),
+        ("classifier-factor", positive_number, "learning rate of the classifier over the rest's"),
+        ("momentum", float, "of SGD"),
+        ("weight-decay", float, "of kernels"),
+        ("warmup-epochs", float, "of rising learning rate"),
+        ("drop-every", positive_number, "epochs, with --schedule step"),
+        ("drop-factor", positive_number, "with --schedule step"),
+        ("clip-norm", float, "longest gradient; 0 clips none"),
+        ("label-smoothing", float, "share of the target for all classes"),
+    ):
+        group.add_argument(f"--{name}", type=kind, metavar="N", help=text)
+    group.add_argument("--optimizer", choices=("sgd", "adamw"))
+    group.add_argument("--schedule", choices=("linear", "cosine", "step", "constant"))
+    group.add_argument("--sampling", choices=("photos", "classes"), help="how batches are drawn")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("run")
+    group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="random_state; default 0")
+    group.add_argument(
+        "--keep-photos",
+        choices=("auto", "ram", "disk", "none"),
+        default="auto",
+        help="where decoded photos are kept",
+    )
+    group.add_argument("--checkpoint-every", type=positive, metavar="STEPS")
+    group.add_argument("--checkpoint-seconds", type=positive_number, metavar="S")
+    group.add_argument("--tensorboard", action="store_true", help="write curves for TensorBoard")
+    group.add_argument("--half", action="store_true", help="weights in half precision")
+    group.add_argument("--plot", metavar="FILE.png", help="draw the training curves")
+    add_machine_options(group)
+    add_progress_options(parser)
+
+
+def _add_reduction(modes: Any) -> None:
+    parser = modes.add_parser(
+        "reduction",
+        help="learn the PCA, write it into a weights file",
+        description="Learn the reduction (L2, PCA, L2) on the features of a sample of photos, and "
+        "write the weights with it into a file.",
+    )
+    _add_photos(parser)
+    parser.add_argument("--out", required=True, metavar="FILE.safetensors", help="file to write")
+    group = parser.add_argument_group("what is trained")
+    group.add_argument(
+        "--weights", metavar="NAME|FILE", default=_DEFAULT_WEIGHTS, help="whose features"
+    )
+    group.add_argument(
+        "--components", type=positive, default=128, metavar="N", help="kept; default 128"
+    )
+    group.add_argument(
+        "--sample", type=positive, default=500, metavar="N", help="photos; default 500"
+    )
+    group.add_argument("--scales", choices=("0.25-1", "0.25-2"), default="0.25-2")
+    group.add_argument("--max-features", type=positive, default=1000, metavar="N")
+    group.add_argument("--max-side", type=positive, default=1024, metavar="PIXELS")
+    group.add_argument(
+        "--score", choices=("auto", "l2", "attention", "l2*attention"), default="auto"
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="random_state; default 0")
+    group.add_argument("--half", action="store_true", help="weights in half precision")
+    add_machine_options(group)
+    parser.set_defaults(run=_reduction)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    if arguments.plot is not None:
+        check_plot_target(arguments.plot)
+    photos = _read(arguments).with_enough(
+        arguments.min_photos, small_classes=arguments.small_classes
+    )
+    weights = _weights(arguments)
+    if _is_first():
+        say(f"{len(photos)} photos of {len(photos.classes)} classes")
+    shown = _Shown(progress_interval(arguments))
+    try:
+        trainer = _trainer(arguments, weights).fit(photos, progress=shown.update)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "interrupted; the same command goes on from the last checkpoint"
+        ) from None
+    finally:
+        shown.finish()
+    if not _is_first():
+        return EXIT_OK
+    path = Path(arguments.out) / "weights.safetensors"
+    if arguments.half:
+        trainer.save(path, half=True)
+    curves = trainer.curves_
+    if arguments.plot is not None:
+        from delfsearch.plotting import plot_training_curves
+
+        save_figure(plot_training_curves(curves), arguments.plot)
+    last = curves["epoch"] == curves["epoch"].max()
+    loss, accuracy = (float(curves[name][last].mean()) for name in ("loss", "accuracy"))
+    answer(
+        f"{path}: {trainer.n_steps_} steps, loss {loss:.4f} and accuracy {accuracy:.4f} in the "
+        "last epoch"
+    )
+    return EXIT_OK
+
+
+def _is_first() -> bool:
+    """Whether this is the one of several processes that writes and tells."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _reduction(arguments: argparse.Namespace) -> int:
+    from delfsearch.training import ReductionTrainer
+
+    if not arguments.out.endswith(".safetensors"):
+        raise CommandError(f"--out must end in .safetensors; got {arguments.out}")
+    labelled = _reads_labels(arguments)
+    photos: Any = _read(arguments) if labelled else photo_files(arguments.photos)
+    trainer = ReductionTrainer(
+        _weights(arguments),
+        n_components=arguments.components,
+        n_photos=arguments.sample,
+        scales=arguments.scales,
+        max_features=arguments.max_features,
+        max_side=arguments.max_side,
+        score=arguments.score,
+        device=arguments.device or "auto",
+        n_jobs=-1 if arguments.threads is None else arguments.threads,
+        random_state=arguments.seed,
+    ).fit(photos)
+    trainer.save(arguments.out, half=arguments.half)
+    n_photos, n_descriptors = trainer.fit_sample_
+    share = float(trainer.pca_.explained_variance_ratio_[: arguments.components].sum())
+    answer(
+        f"{arguments.out}: {arguments.components} components hold {share:.3f} of the variance of "
+        f"{n_descriptors} descriptors of {n_photos} photos"
+    )
+    return EXIT_OK
+
+
+def _trainer(arguments: argparse.Namespace, weights: str) -> Any:
+    from delfsearch.training import AttentionTrainer, DescriptorTrainer, JointTrainer
+
+    options: dict[str, Any] = {
+        "output": arguments.out,
+        "views": _views(arguments),
+        "optimization": _optimization(arguments),
+        "precision": arguments.precision,
+        "random_state": arguments.seed,
+        "run": _run_options(arguments),
+    }
+    if arguments.mode != "attention":
+        options |= {"trainable": arguments.trainable, "batch_norm": arguments.batch_norm}
+    if arguments.mode == "descriptor":
+        return DescriptorTrainer(weights, **options)
+    options |= {
+        "pooling": "mean" if arguments.official else arguments.pooling,
+        "normalize": arguments.official or arguments.normalize,
+        "head_batch_norm": arguments.official or arguments.head_batch_norm,
+    }
+    if arguments.mode == "joint":
+        return JointTrainer(weights, attention_factor=arguments.attention_factor, **options)
+    if arguments.gammas is not None:
+        options["gammas"] = _gammas(arguments.gammas)
+    return AttentionTrainer(weights, cached_crops=arguments.cached_crops, **options)
+
+
+def _views(arguments: argparse.Namespace) -> Views:
+    from delfsearch.training import Views
+
+    return Views(
+        resize_side=arguments.resize,
+        crop_side=arguments.crop,
+        flip=arguments.flip,
+        colour=arguments.colour,
+        strong=arguments.strong_views,
+    )
+
+
+def _optimization(arguments: argparse.Namespace) -> Optimization:
+    import dataclasses
+
+    from delfsearch.training import AttentionTrainer, DescriptorTrainer
+
+    trainer = AttentionTrainer if arguments.mode == "attention" else DescriptorTrainer
+    default = trainer.default_optimization()
+    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(default)}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if chosen.get("clip_norm") == 0:
+        chosen["clip_norm"] = None
+    return dataclasses.replace(default, **chosen)
+
+
+def _run_options(arguments: argparse.Namespace) -> RunOptions:
+    from delfsearch.training import RunOptions
+
+    given = {
+        "device": arguments.device,
+        "n_jobs": -1 if arguments.threads is None else arguments.threads,
+        "keep_photos": arguments.keep_photos,
+        "checkpoint_every": arguments.checkpoint_every,
+        "checkpoint_seconds": arguments.checkpoint_seconds,
+        "tensorboard": arguments.tensorboard,
+    }
+    return RunOptions(**{name: value for name, value in given.items() if value is not None})
+
+
+def _weights(arguments: argparse.Namespace) -> str:
+    ensure_weights(arguments.weights)
+    return str(arguments.weights)
+
+
+def _gammas(text: str) -> str | tuple[float, ...]:
+    if text == "uniform":
+        return text
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise CommandError(
+            f"--gammas must be 'uniform' or numbers with commas; got {text}"
+        ) from None
+
+
+def _own_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of the library's own format that were given."""
+    options: dict[str, Any] = {}
+    for name in ("scenes", "without_scenes", "without_photos"):
+        if (file := getattr(arguments, name)) is not None:
+            options[name] = _lines(file)
+    if arguments.subsets is not None:
+        options["subsets"] = arguments.subsets.split(",")
+    if arguments.distractors != "none":
+        options["distractors"] = arguments.distractors
+    return options
+
+
+def _reads_labels(arguments: argparse.Namespace) -> bool:
+    """Whether PHOTOS is to be read as labelled photos, where labels are not needed."""
+    from delfsearch.evaluation.folder import PhotoFolder
+
+    named = arguments.format != "auto" or arguments.clean or bool(_own_options(arguments))
+    return named or os.path.isfile(arguments.photos) or PhotoFolder.is_one(arguments.photos)
+
+
+def _read(arguments: argparse.Namespace) -> LabelledPhotos:
+    from delfsearch.evaluation.folder import PhotoFolder
+    from delfsearch.training import (
+        photos_from_google_landmarks,
+        photos_from_library_folder,
+        read_photos,
+    )
+
+    options = _own_options(arguments)
+    library = arguments.format == "library" or (
+        arguments.format == "auto" and PhotoFolder.is_one(arguments.photos)
+    )
+    if library:
+        return photos_from_library_folder(arguments.photos, **options)
+    if options:
+        raise CommandError(
+            f"--{next(iter(options)).replace('_', '-')} needs photos in the library's own format "
+            f"(photos.csv and ground_truth.json); {arguments.photos} is not"
+        )
+    if arguments.clean:
+        return photos_from_google_landmarks(arguments.photos, clean=True)
+    return read_photos(arguments.photos, format=arguments.format)
+
+
+def _lines(file: str) -> list[str]:
+    try:
+        text = Path(file).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise CommandError(f"{file} must be text in UTF-8, one name a line") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+class _Shown:
+    """Progress of photos, features and steps, each on a line of its own."""
+
+    def __init__(self, every_s: float | None) -> None:
+        self._every_s = every_s
+        self._what = ""
+        self._progress: Progress | None = None
+
+    def update(self, what: str, done: int, total: int) -> None:
+        if what != self._what:
+            self.finish()
+            self._what = what
+            self._progress = Progress(total, what, every_s=self._every_s)
+        if self._progress is not None:
+            self._progress.update(done)
+
+    def finish(self) -> None:
+        if self._progress is not None:
+            self._progress.finish()

@@ -1,0 +1,223 @@
+"""The centre squares of the photos, decoded once and kept in RAM or in one file, or decoded anew.
+
+Where they are kept does not change a pixel. Kept squares are all read before training begins, so
+unreadable photos are known then; where nothing is kept they turn up when their turn comes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from delfsearch._validation import check_choice
+from delfsearch.errors import PhotoError
+from delfsearch.training.checkpoint import CheckpointError
+from delfsearch.training.views import read_square
+
+logger = logging.getLogger("delfsearch")
+
+KEEP = ("auto", "ram", "disk", "none")
+_FILE_NAME, _TABLE_NAME = "squares.u8", "squares.json"
+
+
+class PhotoStore:
+    """Squares of photos by row. unreadable : PhotoError by row, of those found so far."""
+
+    def __init__(self, files: Sequence[Path], sides: Sequence[int]) -> None:
+        self.files = list(files)
+        self.sides = list(sides)
+        self.unreadable: dict[int, PhotoError] = {}
+        self._kept: list[NDArray[np.uint8] | None] | None = None
+        self._reading_all = False  # who reads them all says together what could not be read
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the squares were read already."""
+        return self._kept is not None
+
+    def square(self, row: int) -> NDArray[np.uint8]:
+        """Return the (s, s, 3) square of a photo. Raises PhotoError. Any thread may call it."""
+        if row in self.unreadable:
+            raise self.unreadable[row]
+        kept = None if self._kept is None else self._kept[row]
+        if kept is not None:
+            return kept
+        try:
+            return read_square(self.files[row], self.sides[row])
+        except PhotoError as error:
+            if self.unreadable.setdefault(row, error) is error and not self._reading_all:
+                logger.warning("left out: %s", error)
+            raise
+
+    def keep(
+        self,
+        how: str,
+        folder: Path | None,
+        *,
+        n_threads: int = 2,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        """Read all squares and keep them.
+
+        how : "ram"; "disk", in folder, where they are found again by a later run; "none"; "auto":
+            in RAM if they take at most a quarter of it, else on disk if they take at most half of
+            what is free, else not.
+        """
+        check_choice(how, "keep_photos", KEEP)
+        self._reading_all = True
+        try:
+            self._keep(how, folder, n_threads, progress)
+        finally:
+            self._reading_all = False
+
+    def _keep(
+        self,
+        how: str,
+        folder: Path | None,
+        n_threads: int,
+        progress: Callable[[str, int, int], None] | None,
+    ) -> None:
+        bound = sum(3 * side * side for side in self.sides)
+        if how == "auto":
+            how = _fitting_place(bound, folder)
+        if how == "ram":
+            self._kept = self._read_all(n_threads, progress, None)
+        elif how == "disk":
+            if folder is None:
+                raise ValueError("keep_photos='disk' needs output, a folder; or use 'ram'")
+            self._keep_on_disk(folder, n_threads, progress)
+        else:
+            logger.info("photos are decoded at every showing (%.1f GB do not fit)", bound / 1e9)
+
+    def _read_all(
+        self,
+        n_threads: int,
+        progress: Callable[[str, int, int], None] | None,
+        write: Callable[[NDArray[np.uint8]], object] | None,
+    ) -> list[NDArray[np.uint8] | None]:
+        """Read the squares in order; with `write`, hand each over and keep only its absence."""
+
+        def read(row: int) -> NDArray[np.uint8] | None:
+            try:
+                return self.square(row)
+            except PhotoError:
+                return None
+
+        kept: list[NDArray[np.uint8] | None] = []
+        with ThreadPoolExecutor(n_threads, "delfsearch-photos") as pool:
+            rows = iter(range(len(self.files)))
+            pending = deque(pool.submit(read, row) for row in islice(rows, 4 * n_threads))
+            while pending:
+                square = pending.popleft().result()
+                pending.extend(pool.submit(read, row) for row in islice(rows, 1))
+                if write is None:
+                    kept.append(square)
+                elif square is not None:
+                    write(square)
+                    kept.append(square[:0])
+                else:
+                    kept.append(None)
+                if progress is not None:
+                    progress("photos", len(kept), len(self.files))
+        return kept
+
+    def _keep_on_disk(
+        self, folder: Path, n_threads: int, progress: Callable[[str, int, int], None] | None
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        data, table = folder / _FILE_NAME, folder / _TABLE_NAME
+        key = self._key()
+        known = _read_table(table)
+        if known.get("key") != key or not data.is_file():
+            table.unlink(missing_ok=True)
+            part = data.with_name(data.name + ".part")
+            sides: list[int] = []
+            try:
+                with part.open("wb") as file:
+
+                    def write(square: NDArray[np.uint8]) -> None:
+                        sides.append(len(square))
+                        file.write(square.tobytes())
+
+                    present = self._read_all(n_threads, progress, write)
+                os.replace(part, data)
+            except OSError as error:
+                raise CheckpointError(
+                    f"decoded photos cannot be written to {part} ({error.strerror or error}); "
+                    "free some space, or set keep_photos='none'"
+                ) from error
+            finally:
+                part.unlink(missing_ok=True)
+            left = iter(sides)
+            all_sides = [0 if square is None else next(left) for square in present]
+            reasons = {str(row): str(error) for row, error in self.unreadable.items()}
+            known = {"key": key, "sides": all_sides, "unreadable": reasons}
+            table.write_text(json.dumps(known), encoding="utf-8")
+        self.unreadable = {int(row): PhotoError(why) for row, why in known["unreadable"].items()}
+        self._kept = _map_squares(data, known["sides"])
+
+    def _key(self) -> str:
+        """Return what the kept squares depend on: names, sizes and times of the files, sides."""
+        digest = hashlib.blake2b(digest_size=16)
+        for file, side in zip(self.files, self.sides):
+            try:
+                status = os.stat(file)
+                what = f"{file} {status.st_size} {status.st_mtime_ns} {side}\n"
+            except OSError:
+                what = f"{file} absent {side}\n"
+            digest.update(what.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+def _map_squares(data: Path, sides: Sequence[int]) -> list[NDArray[np.uint8] | None]:
+    sizes = np.array([3 * side * side for side in sides], np.int64)
+    if data.stat().st_size != sizes.sum():
+        raise ValueError(
+            f"{data} has {data.stat().st_size} bytes and should have {sizes.sum()}; delete its "
+            "folder, and the photos are read again"
+        )
+    if not sizes.sum():
+        return [None] * len(sides)
+    pixels = np.memmap(data, np.uint8, mode="r").view(np.ndarray)
+    ends = np.cumsum(sizes)
+    return [
+        pixels[end - size : end].reshape(side, side, 3) if size else None
+        for side, size, end in zip(sides, sizes, ends)
+    ]
+
+
+def _read_table(table: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(table.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _fitting_place(n_bytes: int, folder: Path | None) -> str:
+    if n_bytes <= _memory_bytes() // 4:
+        return "ram"
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if n_bytes <= shutil.disk_usage(folder).free // 2:
+            return "disk"
+    return "none"
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not Unix
+        return 4 << 30

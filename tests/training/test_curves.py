@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from delfsearch import plotting
+from delfsearch.training import curves, read_curves
+from delfsearch.training.curves import COLUMNS, JOINT_COLUMNS, CurveWriter
+
+
+def rows(first, last):
+    return [
+        (step, 1 + step // 4, float(np.float32(1 / step)), step / 10, 0.1 / step, step * 0.5)
+        for step in range(first, last + 1)
+    ]
+
+
+def write(folder, first, last, done=0, **options):
+    writer = CurveWriter(folder, COLUMNS, done=done, **options)
+    writer.add(rows(first, last))
+    writer.close()
+
+
+def test_every_digit_is_kept(tmp_path):
+    write(tmp_path, 1, 9)
+    found = read_curves(tmp_path)
+    assert tuple(found) == COLUMNS
+    assert found["step"].dtype == np.int64 and found["step"].tolist() == list(range(1, 10))
+    for i, name in enumerate(COLUMNS):
+        assert found[name].tolist() == [row[i] for row in rows(1, 9)]
+
+
+def test_a_run_that_goes_on_replaces_the_steps_it_does_again(tmp_path):
+    write(tmp_path, 1, 9)
+    write(tmp_path, 7, 12, done=6)
+    assert read_curves(tmp_path)["step"].tolist() == list(range(1, 13))
+    write(tmp_path, 1, 3)  # from the start
+    assert read_curves(tmp_path / "curves.csv")["step"].tolist() == [1, 2, 3]
+
+
+def test_half_a_row_of_a_killed_run_does_no_harm(tmp_path):
+    write(tmp_path, 1, 5)
+    path = tmp_path / "curves.csv"
+    path.write_text(path.read_text() + "6,2,0.1")
+    assert read_curves(tmp_path)["step"].tolist() == [1, 2, 3, 4, 5]
+    write(tmp_path, 5, 6, done=4)
+    assert read_curves(tmp_path)["step"].tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_other_tables_are_refused(tmp_path):
+    (tmp_path / "curves.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="training curves"):
+        read_curves(tmp_path)
+
+
+def test_tensorboard_gets_every_figure(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    write(tmp_path, 1, 6, tensorboard=True)
+    write(tmp_path, 5, 8, done=4, tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == {"loss", "accuracy", "learning_rate", "seconds"}
+    losses = {event.step: event.value for event in events.Scalars("loss")}
+    assert losses == {row[0]: row[2] for row in rows(1, 8)}
+
+
+def test_missing_tensorboard_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match=r"pip install delfsearch\[tensorboard\]"):
+        CurveWriter(tmp_path, COLUMNS, done=0, tensorboard=True)
+
+
+def test_curves_are_drawn(tmp_path):
+    write(tmp_path, 1, 200)
+    figure = plotting.plot_training_curves(read_curves(tmp_path), title="$run")
+    loss, accuracy = figure.axes
+    assert loss.get_ylabel() == "loss" and accuracy.get_ylabel() == "accuracy"
+    steps, values = loss.lines[0].get_data()
+    assert list(steps) == list(range(1, 201)) and values[3] == np.float32(0.25)
+    course = loss.lines[1].get_ydata()
+    expected = [values[max(0, i - 5) : i + 6].mean() for i in range(200)]
+    assert np.allclose(course, expected)
+    figure.savefig(tmp_path / "curves.png")
+
+
+def test_joint_curves_have_two_lines():
+    columns = {name: np.arange(1.0, 5.0) for name in JOINT_COLUMNS}
+    figure = plotting.plot_training_curves(columns)
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == ["descriptor", "attention"]
+
+
+def test_curves_without_steps_are_refused():
+    with pytest.raises(ValueError, match="at least one step"):
+        plotting.plot_training_curves({name: np.zeros(0) for name in curves.COLUMNS})

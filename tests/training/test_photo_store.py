@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+import resource
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from delfsearch.errors import PhotoError
+from delfsearch.training import CheckpointError, photo_store
+from delfsearch.training.photo_store import PhotoStore
+from delfsearch.training.views import read_square
+
+
+@pytest.fixture
+def files(tmp_path):
+    rng = np.random.default_rng(0)
+    made = []
+    for i, size in enumerate([(40, 60), (90, 50), (30, 30), (200, 100)]):
+        made.append(tmp_path / f"{i}.png")
+        pixels = rng.integers(0, 256, (size[1], size[0], 3), np.uint8)
+        Image.fromarray(pixels).save(made[-1])
+    (tmp_path / "bad.png").write_text("no photo")
+    return [*made[:2], tmp_path / "bad.png", *made[2:]]
+
+
+SIDES = [40, 32, 40, 40, 48]
+
+
+@pytest.mark.parametrize("how", ["ram", "disk", "none", "auto"])
+def test_where_squares_are_kept_changes_no_pixel(files, tmp_path, how):
+    store = PhotoStore(files, SIDES)
+    store.keep(how, tmp_path / "kept", n_threads=3)
+    assert store.keeps == (how != "none")
+    for row, (file, side) in enumerate(zip(files, SIDES)):
+        if row == 2:
+            with pytest.raises(PhotoError, match=r"bad\.png"):
+                store.square(row)
+        else:
+            assert np.array_equal(store.square(row), read_square(file, side))
+    assert set(store.unreadable) == {2}
+
+
+def test_kept_squares_are_read_once(files, tmp_path, monkeypatch):
+    calls = []
+
+    def counted(file, side):
+        calls.append(file)
+        return read_square(file, side)
+
+    monkeypatch.setattr(photo_store, "read_square", counted)
+    for how, again in (("ram", 5), ("disk", 0)):  # a file is found again, RAM is not
+        for expected in (5, again):
+            calls.clear()
+            store = PhotoStore(files, SIDES)
+            store.keep(how, tmp_path / "kept")
+            store.square(0), store.square(4)
+            assert len(calls) == expected
+            assert set(store.unreadable) == {2}
+
+
+def test_a_changed_photo_is_read_again(files, tmp_path):
+    PhotoStore(files, SIDES).keep("disk", tmp_path / "kept")
+    Image.new("RGB", (50, 50), (1, 2, 3)).save(files[0])
+    store = PhotoStore(files, SIDES)
+    store.keep("disk", tmp_path / "kept")
+    assert (store.square(0) == (1, 2, 3)).all()
+
+
+def test_an_interrupted_file_is_written_again(files, tmp_path):
+    def interrupt(what, done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        PhotoStore(files, SIDES).keep("disk", tmp_path / "kept", progress=interrupt)
+    store = PhotoStore(files, SIDES)
+    store.keep("disk", tmp_path / "kept")
+    assert np.array_equal(store.square(4), read_square(files[4], 48))
+
+
+def test_a_full_disk_is_said(files, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # the system itself refuses
+    try:
+        with pytest.raises(CheckpointError, match="set keep_photos='none'"):
+            PhotoStore(files, SIDES).keep("disk", tmp_path / "kept")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_a_cut_file_is_refused(files, tmp_path):
+    PhotoStore(files, SIDES).keep("disk", tmp_path / "kept")
+    data = tmp_path / "kept" / "squares.u8"
+    data.write_bytes(data.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="delete its folder"):
+        PhotoStore(files, SIDES).keep("disk", tmp_path / "kept")
+
+
+def test_a_damaged_table_is_made_anew(files, tmp_path):
+    PhotoStore(files, SIDES).keep("disk", tmp_path / "kept")
+    (tmp_path / "kept" / "squares.json").write_text("{")
+    store = PhotoStore(files, SIDES)
+    store.keep("disk", tmp_path / "kept")
+    assert json.loads((tmp_path / "kept" / "squares.json").read_text())["sides"][2] == 0
+    assert np.array_equal(store.square(0), read_square(files[0], 40))
+
+
+def test_disk_needs_a_folder(files):
+    with pytest.raises(ValueError, match="needs output"):
+        PhotoStore(files, SIDES).keep("disk", None)
+    with pytest.raises(ValueError, match="keep_photos"):
+        PhotoStore(files, SIDES).keep("tape", None)
+
+
+def test_what_does_not_fit_in_memory_goes_to_disk_and_else_is_read_anew(
+    files, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(photo_store, "_memory_bytes", lambda: 1000)
+    store = PhotoStore(files, SIDES)
+    store.keep("auto", tmp_path / "kept")
+    assert store.keeps and (tmp_path / "kept" / "squares.u8").is_file()
+    store = PhotoStore(files, SIDES)
+    store.keep("auto", None)
+    assert not store.keeps
+
+
+def test_photos_found_unreadable_during_training_are_said_once(files, caplog):
+    store = PhotoStore(files, SIDES)
+    for _ in range(3):
+        with pytest.raises(PhotoError):
+            store.square(2)
+    assert caplog.text.count("bad.png") == 1
+
+
+def test_progress_counts_every_photo(files):
+    seen = []
+    PhotoStore(files, SIDES).keep("ram", None, progress=lambda *what: seen.append(what))
+    assert seen == [("photos", i, 5) for i in range(1, 6)]

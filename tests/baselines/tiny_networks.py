@@ -59,3 +59,76 @@ def photo(width: int = 96, height: int = 64, seed: int = 0) -> Image.Image:
     smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
     noise = generator.uniform(-10, 10, (height, width, 3))
     return Image.fromarray((np.asarray(smooth) + noise).clip(0, 255).astype(np.uint8))
+
+
+def xfeat_tensors(seed: int = 0) -> dict[str, torch.Tensor]:
+    """XFeat of its own shape with fewer channels."""
+    g = torch.Generator().manual_seed(seed)
+    t: dict[str, torch.Tensor] = {}
+
+    def layer(name: str, n_in: int, n_out: int, kernel: int) -> None:
+        gain = (2.0 / (n_in * kernel**2)) ** 0.5
+        t[f"{name}.layer.0.weight"] = torch.randn((n_out, n_in, kernel, kernel), generator=g) * gain
+        t[f"{name}.layer.1.running_mean"] = torch.randn(n_out, generator=g) * 0.1
+        t[f"{name}.layer.1.running_var"] = torch.rand(n_out, generator=g) + 0.5
+
+    def last(name: str, n_in: int, n_out: int) -> None:
+        t[f"{name}.weight"] = torch.randn((n_out, n_in, 1, 1), generator=g) * n_in**-0.5
+        t[f"{name}.bias"] = torch.randn(n_out, generator=g) * 0.1
+
+    blocks = {
+        "block1": [(1, 4, 3), (4, 4, 3), (4, 4, 3), (4, 6, 3)],
+        "block2": [(6, 6, 3), (6, 6, 3)],
+        "block3": [(6, 8, 3), (8, 8, 3), (8, 8, 1)],
+        "block4": [(8, 8, 3), (8, 8, 3), (8, 8, 3)],
+        "block5": [(8, 8, 3), (8, 8, 3), (8, 8, 3), (8, 8, 1)],
+        "block_fusion": [(8, 8, 3), (8, 8, 3)],
+        "heatmap_head": [(8, 8, 1), (8, 8, 1)],
+        "keypoint_head": [(64, 8, 1), (8, 8, 1), (8, 8, 1)],
+    }
+    for block, layers in blocks.items():
+        for i, sizes in enumerate(layers):
+            layer(f"{block}.{i}", *sizes)
+    last("skip1.1", 1, 6)
+    last("block_fusion.2", 8, 8)
+    last("heatmap_head.2", 8, 1)
+    last("keypoint_head.3", 8, 65)
+    return t
+
+
+def aliked_tensors(seed: int = 0, n_places: int = 4) -> dict[str, torch.Tensor]:
+    """ALIKED of its own shape with fewer channels."""
+    g = torch.Generator().manual_seed(seed)
+    t: dict[str, torch.Tensor] = {}
+
+    def conv(name: str, n_in: int, n_out: int, kernel: int, bias: bool = False) -> None:
+        gain = (1.0 / (n_in * kernel**2)) ** 0.5
+        t[f"{name}.weight"] = torch.randn((n_out, n_in, kernel, kernel), generator=g) * gain
+        if bias:
+            t[f"{name}.bias"] = torch.randn(n_out, generator=g)
+
+    channels = (3, 4, 6, 8, 8)
+    for i in (1, 2, 3, 4):
+        n_in, n_out = channels[i - 1], channels[i]
+        for j, first in ((1, n_in), (2, n_out)):
+            name = f"block{i}.conv{j}"
+            if i > 2:
+                conv(f"{name}.offset_conv", first, 18, 3, bias=True)
+                name += ".regular_conv"
+            conv(name, first, n_out, 3)
+            t[f"block{i}.bn{j}.weight"] = torch.rand(n_out, generator=g) + 0.5
+            t[f"block{i}.bn{j}.bias"] = torch.randn(n_out, generator=g) * 0.1
+            t[f"block{i}.bn{j}.running_mean"] = torch.randn(n_out, generator=g) * 0.1
+            t[f"block{i}.bn{j}.running_var"] = torch.rand(n_out, generator=g) + 0.5
+        if i > 1:
+            conv(f"block{i}.downsample", n_in, n_out, 1, bias=True)
+        conv(f"conv{i}", n_out, 2, 1)
+    for layer, (n_in, n_out, kernel) in zip(
+        (0, 2, 4, 6), ((8, 4, 1), (4, 4, 3), (4, 4, 3), (4, 1, 3))
+    ):
+        conv(f"score_head.{layer}", n_in, n_out, kernel)
+    conv("desc_head.offset_conv.0", 8, 2 * n_places, 3, bias=True)
+    conv("desc_head.offset_conv.2", 2 * n_places, 2 * n_places, 1, bias=True)
+    conv("desc_head.sf_conv", 8, 8, 1)
+    t["desc_head.agg_weights"] = torch.randn((n_places, 8, 8), generator=g)
+    return t

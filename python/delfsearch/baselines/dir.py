@@ -19,6 +19,7 @@ from sklearn.exceptions import NotFittedError
 from delfsearch._validation import check_choice, check_integer, check_seed
 from delfsearch.baselines.checkpoints import RESNET50, read_checkpoint
 from delfsearch.baselines.global_system import GlobalSystem, Projection, check_rounds
+from delfsearch.baselines.local_system import fit_pca
 from delfsearch.baselines.regions import max_in_regions, region_grid
 from delfsearch.baselines.trunks import Trunk
 from delfsearch.errors import PhotoError
@@ -118,7 +119,8 @@ class DirExtractor(GlobalSystem):
                     yield np.concatenate(copies)
 
         k = self._trunk().n_channels if self.n_components is None else self.n_components
-        self.pca_ = PcaReduction(k, whiten=self.whiten).fit_blocks(blocks())
+        source = f"the regions of the {len(sample)} photos given"
+        self.pca_ = fit_pca(k, blocks(), source, whiten=self.whiten)
         self.__dict__.pop("_ready", None)
         return self
 

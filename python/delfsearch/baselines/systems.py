@@ -171,7 +171,8 @@ def load_system(name: str, /, **options: Any) -> Any:
     options : the constructor's, see DelfSystem, DirExtractor, SiamacExtractor, CongasExtractor,
         SiftExtractor, XFeatExtractor, AlikedExtractor, LiftFeatures, StoredFeatures, StoredVectors.
     Returns a LocalFeatureSystem or a GlobalVectorSystem, by its `kind`.
-    Raises ValueError for another name or where an option contradicts it; what the system needs and
+    Raises ValueError for another name or where an option contradicts it, TypeError for an option
+    that the system does not have or one that it needs; what the system needs and
     lacks (a package, weights) is said when it is first used.
     """
     if name not in _SYSTEMS:
@@ -180,4 +181,7 @@ def load_system(name: str, /, **options: Any) -> Any:
     for key, value in fixed.items():
         if options.get(key, value) != value:
             raise ValueError(f"{name!r} means {key}={value!r}; got {options[key]!r}")
-    return make(**{**options, **fixed})
+    try:
+        return make(**{**options, **fixed})
+    except TypeError as error:
+        raise TypeError(f"{name!r} takes other options: {error}") from None

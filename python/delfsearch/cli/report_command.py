@@ -92,7 +92,7 @@ def add_parsers(commands: Any) -> None:
 def _report(arguments: argparse.Namespace) -> int:
     from delfsearch.evaluation.folder import PhotoFolder
     from delfsearch.evaluation.report.standing import ReportSettings, make_report
-    from delfsearch.evaluation.report.written import write_report
+    from delfsearch.evaluation.report.written import check_writable, write_report
 
     for name, _ in arguments.weights:
         if name not in _WEIGHTS:
@@ -109,6 +109,8 @@ def _report(arguments: argparse.Namespace) -> int:
         n_jobs=-1 if arguments.threads is None else arguments.threads,
     )
     out = Path(arguments.out)
+    results = Path(arguments.results) if arguments.results else out / "results.md"
+    check_writable(results)
     shown = StagedProgress(progress_interval(arguments))
     try:
         report = make_report(
@@ -121,7 +123,7 @@ def _report(arguments: argparse.Namespace) -> int:
         )
         files = write_report(
             report,
-            Path(arguments.results) if arguments.results else out / "results.md",
+            results,
             out / "failures",
             out / "work",
             draw=not arguments.no_pictures,

@@ -149,6 +149,7 @@ def bootstrap_interval(
     Raises ValueError where an argument is not as it must be.
     """
     check_confidence(confidence)
+    _check_metric(metric)
     judged = JudgedQueries.of(queries)
     resampler = Resampler.of(
         judged,
@@ -189,6 +190,7 @@ def bootstrap_difference(
     Raises ValueError where the two are not of the same queries.
     """
     check_confidence(confidence)
+    _check_metric(metric)
     one, other = JudgedQueries.of(first), JudgedQueries.of(second)
     _refuse_unpaired(one, other)
     resampler = Resampler.of(
@@ -262,6 +264,14 @@ def check_confidence(confidence: float) -> float:
         remedy = f". Give {confidence / 100:g} for {confidence}%" if 1 < confidence < 100 else ""
         raise ValueError(f"confidence must lie between 0 and 1; got {confidence}{remedy}")
     return confidence
+
+
+def _check_metric(metric: Any) -> None:
+    if not callable(metric):
+        raise TypeError(
+            "metric must be a function of judged queries, such as evaluation.recall_at_precision; "
+            f"got {metric!r}"
+        )
 
 
 def _prepared(metric: Metric, judged: JudgedQueries) -> Prepared:

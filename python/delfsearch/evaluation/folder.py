@@ -166,6 +166,8 @@ def _check(folder: PhotoFolder, check_files: bool) -> None:
         if path not in folder.queries:
             raise ValueError(f"{path!r} in {TRUTH_NAME} must be one of the queries and is not")
     for path, truth in folder.queries.items():
+        for name in ("positives", "junk"):
+            _refuse_repeats(getattr(truth, name), f"{name} of query {path!r} in {TRUTH_NAME}")
         if both := set(truth.positives) & set(truth.junk):
             raise ValueError(f"query {path!r} has {min(both)!r} both as positive and as junk")
     if check_files:

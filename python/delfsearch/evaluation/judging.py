@@ -80,7 +80,12 @@ def judge(
             f"ids{whose} must not be both positive and junk; got {next(iter(both))!r} "
             f"({len(both)} in all)"
         )
-    ids = [identity for identity, _ in answers]
+    try:
+        ids = [identity for identity, _ in answers]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"answers{whose} must be (id, score) pairs; got {_shortened(answers)}"
+        ) from None
     if len(set(ids)) != len(ids):
         twice = next(identity for identity in ids if ids.count(identity) > 1)
         raise ValueError(f"answers{whose} must hold every id once; got {twice!r} twice or more")
@@ -163,6 +168,11 @@ def tie_key(correct: NDArray[np.bool_], ties: str) -> NDArray[np.bool_]:
     if ties == "given":
         return np.zeros_like(correct)
     return correct if ties == "wrong_first" else ~correct
+
+
+def _shortened(answers: Any) -> str:
+    text = repr(answers)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _id_set(ids: Collection[Hashable], name: str) -> set[Hashable]:

@@ -100,6 +100,16 @@ class Dataset:
         return self.queries + self.distractor_queries
 
     @property
+    def own_photo_queries(self) -> tuple[str, ...]:
+        """Ids of queries whose own photo is in the database and does not count as an answer."""
+        known = set(self.database)
+        return tuple(
+            query.id
+            for query in self.all_queries
+            if query.photo in known and query.photo in query.junk
+        )
+
+    @property
     def headline_queries(self) -> tuple[Query, ...]:
         """The queries whose figures to quote first."""
         chosen = set(self.headline)

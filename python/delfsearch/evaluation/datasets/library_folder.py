@@ -69,6 +69,12 @@ def _from_folder(folder: PhotoFolder, name: str = "") -> Dataset:
         )
         for path in folder.distractor_queries
     ]
+    n_empty = len(unanswered) - len(folder.distractor_queries)
+    notes = (
+        (f"{n_empty} query(ies) without positives are asked as distractor queries",)
+        if n_empty
+        else ()
+    )
     empty = {query.id for query in unanswered}
     return Dataset(
         name=name or folder.root.resolve().name,
@@ -79,4 +85,5 @@ def _from_folder(folder: PhotoFolder, name: str = "") -> Dataset:
         paths=PhotoPaths(folder.root, {path: path for path in folder.database}),
         labels={path: label for path, label in folder.labels.items() if path in database},
         headline=tuple(path for path in folder.headline_queries if path not in empty),
+        notes=notes,
     )

@@ -17,7 +17,7 @@ from delfsearch.errors import DatasetError
 from delfsearch.evaluation.paper.printed import SOURCE, paper_value
 from delfsearch.evaluation.paper.reproduce import Cell, RowResult, TableResult
 from delfsearch.evaluation.paper.sets import Sources, describe
-from delfsearch.evaluation.paper.tables import Column
+from delfsearch.evaluation.paper.tables import TP_PRECISIONS, Column
 
 JSON_VERSION = 1
 TUNED = (
@@ -78,6 +78,13 @@ def as_markdown(result: TableResult) -> str:
     lines += ["", TUNED if any(_has_grid(row) for row in result.rows) else ""]
     if result.smoke:
         lines += ["", SMOKE]
+    limits = result.settings.limits
+    if limits.queries is not None or limits.photos is not None:
+        lines += [
+            "",
+            f"**No figures to quote:** at most {limits.queries} queries and {limits.photos} "
+            "photos.",
+        ]
     lines += ["", "## What ran", ""]
     for row in result.rows:
         if row.left_out:
@@ -203,7 +210,9 @@ def _of_paper(result: TableResult, column: Column) -> str:
 def _ours(row: RowResult, cell: Cell | None) -> str:
     if row.left_out:
         return "left out"
-    return "-" if cell is None else _number(cell.value)
+    if cell is None:
+        return "-"
+    return str(int(cell.value)) if cell.metric in TP_PRECISIONS else _number(cell.value)
 
 
 def _number(value: float | None) -> str:

@@ -208,6 +208,7 @@ def reproduce(
             f"{len(dataset.database)} photos, {len(dataset.queries)} queries, "
             f"{len(dataset.distractor_queries)} distractor queries",
             *dataset.notes,
+            *_own_photos(dataset),
         )
         laboratory = Laboratory(
             store,
@@ -305,6 +306,12 @@ def _curve(effort: str, judged: JudgedQueries) -> Curve:
         tuple(found.true_positives.tolist()),
         tuple(found.thresholds.tolist()),
     )
+
+
+def _own_photos(dataset: Dataset) -> tuple[str, ...]:
+    n = len(dataset.own_photo_queries)
+    told = f"{n} queries are photos of the database, each left out of its own answers"
+    return (told,) if n else ()
 
 
 def _canonical(weights: Mapping[str, str]) -> dict[str, str]:

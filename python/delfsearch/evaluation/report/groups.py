@@ -30,9 +30,7 @@ class Group:
     about: str = ""
 
 
-def groups_of(
-    folder: PhotoFolder, dataset: Dataset, together: Sequence[Sequence[str]] = ()
-) -> tuple[Group, ...]:
+def groups_of(dataset: Dataset, together: Sequence[Sequence[str]] = ()) -> tuple[Group, ...]:
     """Return the headline, its subsets, some of them together, and what is not in the headline.
 
     Raises ValueError where `together` names a subset that no headline query is of.
@@ -112,7 +110,7 @@ def without_subsets(
     )
     n = len(smaller.queries)
     group = replace(
-        groups_of(folder, smaller)[0],
+        groups_of(smaller)[0],
         name=f"{HEADLINE}, without {', '.join(subsets)}",
         distractor_rows=tuple(range(n, n + len(smaller.distractor_queries))),
         about=f"{len(gone)} database photos and "

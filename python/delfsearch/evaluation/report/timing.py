@@ -1,4 +1,4 @@
-"""How long extraction takes: every system on the same photos, one after the other, nothing cached.
+"""How long extraction and search take: all systems on the same photos and queries, nothing cached.
 
 The seconds that a photo took when its features were made depend on what else ran in those hours;
 here all systems are timed within minutes of each other, in rounds, and the fastest round counts.
@@ -9,78 +9,125 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
-from delfsearch.evaluation.datasets.base import Dataset
-from delfsearch.evaluation.running.feature_store import FeatureShelf, key_of
+from delfsearch.evaluation.datasets.base import Dataset, Query
+from delfsearch.evaluation.report.lineup import Entrant
+from delfsearch.evaluation.running.feature_store import key_of
 from delfsearch.evaluation.running.fitted import versions
-from delfsearch.evaluation.running.runnable import Runnable
+from delfsearch.evaluation.running.searches import open_search
 
 _N_ROUNDS = 2
 
 
-class Timed(Protocol):
-    """What is needed of an Entrant."""
+@dataclass(frozen=True)
+class Timing:
+    """Seconds by the wall clock with the threads of the run.
 
-    @property
-    def parts(self) -> Sequence[tuple[Runnable, Dataset]]:
-        """Who answers which queries; all extract in the same way."""
-        ...
+    seconds_per_photo : of extraction, of photos that follow each other (one alone takes longer).
+    seconds_per_query : of search and verification of one query at a time, its features at hand.
+    """
+
+    seconds_per_photo: float
+    seconds_per_query: float
 
 
-def seconds_per_photo(
-    entrants: Sequence[Timed],
+def time_all(
+    entrants: Sequence[Entrant],
     dataset: Dataset,
     work: Path,
     *,
-    n_photos: int,
+    n_timed: int,
     progress: Callable[[str, str, int, int], None] | None = None,
-) -> list[float]:
-    """Return the seconds a photo that each entrant extracts in, by the wall clock.
+) -> list[Timing]:
+    """Time each entrant; those that share features share the seconds of a photo.
 
-    n_photos : drawn from the database, the same ones for all; with all threads of the run, so that
-        the time of one photo alone is longer. Those that share a shelf share the figure.
+    n_timed : photos of the database, and queries, drawn once and the same for all.
     """
-    chosen = np.random.default_rng(0).permutation(len(dataset.database))[:n_photos]
-    photos = [Path(dataset.paths[dataset.database[i]]) for i in np.sort(chosen)]
-    shelves = {entrant.parts[0][0].shelf.key: entrant.parts[0][0].shelf for entrant in entrants}
-    place = work / "timing" / f"{key_of([sorted(shelves), versions(photos)])}.json"
+    photos = [
+        Path(dataset.paths[dataset.database[i]]) for i in _drawn(len(dataset.database), n_timed)
+    ]
+    queries = [dataset.all_queries[i] for i in _drawn(len(dataset.all_queries), n_timed)]
+    systems = [
+        [e.contender.key, e.parts[0][0].shelf.key, e.device, e.settings.n_jobs, e.settings.key()]
+        for e in entrants
+    ]
+    machine = [platform.machine(), os.cpu_count()]
+    key = key_of([machine, systems, versions(photos), [query.id for query in queries]])
+    place = work / "timing" / f"{key}.json"
     try:
-        seconds = json.loads(place.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        seconds = _time_all(shelves, photos, progress)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial = place.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(seconds), encoding="ascii")
-        os.replace(partial, place)
-    return [float(seconds[entrant.parts[0][0].shelf.key]) for entrant in entrants]
+        stored = json.loads(place.read_text(encoding="ascii"))
+        return [Timing(**stored[entrant.contender.key]) for entrant in entrants]
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged
+        timings = _time(entrants, photos, queries, work, progress)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = place.with_suffix(f".{os.getpid()}.partial")
+    found = {entrant.contender.key: asdict(t) for entrant, t in zip(entrants, timings)}
+    partial.write_text(json.dumps(found), encoding="ascii")
+    os.replace(partial, place)
+    return timings
 
 
-def _time_all(
-    shelves: dict[str, FeatureShelf],
+def _drawn(n: int, n_drawn: int) -> list[int]:
+    chosen: list[int] = np.sort(np.random.default_rng(0).permutation(n)[:n_drawn]).tolist()
+    return chosen
+
+
+def _time(
+    entrants: Sequence[Entrant],
     photos: Sequence[Path],
+    queries: Sequence[Query],
+    work: Path,
     progress: Callable[[str, str, int, int], None] | None,
-) -> dict[str, float]:
-    best = dict.fromkeys(shelves, float("inf"))
+) -> list[Timing]:
+    shelves = {entrant.parts[0][0].shelf.key: entrant.parts[0][0].shelf for entrant in entrants}
+    total = _N_ROUNDS * len(shelves) + len(entrants)
     n_done = 0
+
+    def done() -> None:
+        nonlocal n_done
+        n_done += 1
+        if progress is not None:
+            progress("all systems", "timed", n_done, total)
+
+    best = dict.fromkeys(shelves, float("inf"))
     for shelf in shelves.values():  # the network is loaded, and the files are in memory
-        _time(shelf, photos[:2])
+        _seconds(shelf.extract(photos[:2]))
     for _ in range(_N_ROUNDS):
         for key, shelf in shelves.items():
-            best[key] = min(best[key], _time(shelf, photos) / len(photos))
-            n_done += 1
-            if progress is not None:
-                progress("all systems", "extraction timed", n_done, _N_ROUNDS * len(shelves))
-    return best
+            best[key] = min(best[key], _seconds(shelf.extract(photos)) / len(photos))
+            done()
+    timings = []
+    for entrant in entrants:
+        seconds = best[entrant.parts[0][0].shelf.key]
+        timings.append(Timing(seconds, _search_seconds(entrant, queries, work)))
+        done()
+    return timings
 
 
-def _time(shelf: FeatureShelf, photos: Sequence[Path]) -> float:
+def _seconds(stream: Iterable[Any]) -> float:
     started = time.perf_counter()
-    for _ in shelf.extract(photos):
+    for _ in stream:
         pass
     return time.perf_counter() - started
+
+
+def _search_seconds(entrant: Entrant, queries: Sequence[Query], work: Path) -> float:
+    """Return the mean seconds of a query in the fastest round; one part stands for all."""
+    runnable, part = entrant.parts[0]
+    search = open_search(runnable, part, work, settings=entrant.settings)
+    read = [search.read(query) for query in queries]
+    rounds = []
+    for _ in range(1 + _N_ROUNDS):  # the first one reads the index from disk
+        started = time.perf_counter()
+        for query, features in zip(queries, read):
+            search.ask([query], [features], entrant.effort)
+        rounds.append((time.perf_counter() - started) / len(queries))
+    return min(rounds)

@@ -16,19 +16,24 @@ from typing import Any
 import delfsearch
 from delfsearch.errors import DatasetError
 from delfsearch.evaluation.bootstrap import Interval
+from delfsearch.evaluation.datasets.base import listed
 from delfsearch.evaluation.report.failures import Failure, draw_failures, worst_failures
 from delfsearch.evaluation.report.measures import ANSWERED, MEASURES, RECALL, GroupFigures
 from delfsearch.evaluation.report.standing import Report, SystemResult
 
 JSON_VERSION = 1
 _ABOUT = """\
-Every system runs with its own defaults; local features go through the index and verifier with the
-library's (`DelfIndex()`, 4 inliers and more are answers), global vectors through exact search.
-Nothing is tuned to this set. Brackets are 95% intervals: bootstrap by scene, {n} resamples. R@1 and
-mAP (Oxford's arithmetic) are means over queries; R@90% is the recall of all queries pooled at 90%
-precision, distractor queries included; answered@90% is the share of queries whose first answer is
-right and accepted at that threshold; in parts of the set at the headline's threshold, since a user
-has one. docs/metrics.md defines them."""
+Every system runs with its own defaults. Local features go through one index and verifier with the
+library's defaults, which were chosen for DELF's dense features; every answer of at least 4 inliers
+counts, since the measures set the threshold. Global vectors go through exact search. PCAs (CONGAS,
+DIR) are learned on database photos that no query asks for, siaMAC's whitening on the other half of
+the scenes, so that its scores are of two whitenings pooled. XFeat and ALIKED stand in for LIFT.
+
+Brackets are 95% intervals: bootstrap by scene, {n} resamples. R@1 and mAP (Oxford's arithmetic) are
+means over queries; R@90% is the recall of all queries pooled at 90% precision, distractor queries
+included; answered@90% is the share of queries whose first answer is right and accepted at that
+threshold. Parts of the set are asked at the headline's threshold, since a user has one, and their
+intervals hold it fixed. docs/metrics.md defines them."""
 
 
 def write_report(
@@ -47,31 +52,33 @@ def write_report(
     }
     drawable = _has_matplotlib()
     curves = results.with_name(f"{results.stem}-curves.svg")
+    document = results.with_suffix(".json")
+    text = json.dumps(as_json(report, failures), indent=1, allow_nan=False)
     try:
-        results.parent.mkdir(parents=True, exist_ok=True)
-        written = []
+        check_writable(results)
+        _replace(document, text + "\n")
+        _replace(results, as_markdown(report, failures, curves.name if drawable else ""))
         if drawable:
             plot_curves(report, curves)
-            written.append(curves)
-        if drawable and draw:
-            for result in report.results:
-                name = result.contender.key.replace("+", "-")
-                path = pictures / f"{name}.png"
-                if failures[result.contender.key]:
-                    draw_failures(
-                        result.entrant,
-                        report.dataset,
-                        failures[result.contender.key],
-                        work,
-                        path,
-                    )
-                    written.append(path)
-        text = json.dumps(as_json(report, failures), indent=1, allow_nan=False)
-        _replace(results.with_suffix(".json"), text + "\n")
-        _replace(results, as_markdown(report, failures, curves.name if drawable else ""))
+        pictures.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DatasetError(f"{results} cannot be written: {error}") from error
-    return [results, results.with_suffix(".json"), *written]
+        raise DatasetError(f"{results} and what goes with it cannot be written: {error}") from error
+    written = [results, document, *([curves] if drawable else [])]
+    for result in report.results if drawable and draw else ():
+        worst = failures[result.contender.key]
+        if worst:
+            path = pictures / f"{result.contender.key.replace('+', '-')}.png"
+            draw_failures(result.entrant, report.dataset, worst, work, path)
+            written.append(path)
+    return written
+
+
+def check_writable(results: Path) -> None:
+    """Raise OSError where a report cannot be written: better known before the hours of work."""
+    results.parent.mkdir(parents=True, exist_ok=True)
+    trial = results.with_name(f"{results.name}.{os.getpid()}.partial")
+    trial.touch()
+    trial.unlink()
 
 
 # -- Markdown ---------------------------------------------------------------------------------
@@ -88,6 +95,7 @@ def as_markdown(report: Report, failures: Mapping[str, Sequence[Failure]], curve
         f"{len(headline.rows)} headline queries of {len(dataset.queries)}, "
         f"{len(dataset.distractor_queries)} distractor queries that nothing answers. Reprint it "
         "with `make report PHOTOS=folder`.",
+        *_warnings(report),
         "",
         _ABOUT.format(n=report.settings.n_resamples),
         "",
@@ -95,17 +103,15 @@ def as_markdown(report: Report, failures: Mapping[str, Sequence[Failure]], curve
         "",
         *_table(report, headline.name),
         "",
-        f"Each beside {first}, the same queries resampled for both: difference [interval].",
-        "",
-        *_comparisons(report),
-        "",
+        *_comparisons(report, first),
         "## What it costs",
         "",
         *_costs(report),
         "",
-        "Seconds by the wall clock with all threads of the run; extraction on "
-        f"{min(report.settings.n_timed, len(dataset.database))} photos, all systems in the same "
-        "minutes; a query is search and verification, without extraction.",
+        f"Seconds by the wall clock, {_threads(report)}, all systems within the same minutes: "
+        f"extraction of {min(report.settings.n_timed, len(dataset.database))} photos one after the "
+        "other; search and verification of one query at a time, without extraction. Accepted from: "
+        "the lowest score (inliers; cosine for global vectors) of the headline at 90% precision.",
     ]
     if curves:
         lines += [
@@ -114,7 +120,8 @@ def as_markdown(report: Report, failures: Mapping[str, Sequence[Failure]], curve
             "",
             f"![precision-recall curves of each system, with intervals]({curves})",
             "",
-            "Headline queries pooled with all distractor queries; bands are 95% at each recall.",
+            "Headline queries pooled with all distractor queries: the highest precision at a "
+            "threshold of at least that recall; bands are 95% at each recall.",
         ]
     lines += ["", "## Parts of the set"]
     for group in report.groups[1:]:
@@ -124,7 +131,8 @@ def as_markdown(report: Report, failures: Mapping[str, Sequence[Failure]], curve
         lines += _table(report, group.name)
     lines += ["", "## What ran", ""]
     lines += [f"- **{r.contender.title}**: {r.ran}." for r in report.results]
-    lines += [f"- **{title}** left out: {reason}." for title, reason in report.left_out.items()]
+    lines += [f"- **{title}** left out: {reason}" for title, reason in report.left_out.items()]
+    lines += _unreadable(report)
     lines += [
         "",
         "## Worst failures",
@@ -152,15 +160,59 @@ def _table(report: Report, group: str) -> list[str]:
     return lines
 
 
-def _comparisons(report: Report) -> list[str]:
-    lines = ["| | " + " | ".join(MEASURES) + " |", "|" + " --- |" * (1 + len(MEASURES))]
+def _warnings(report: Report) -> list[str]:
+    """Return what a reader must know before the figures."""
+    lines = []
+    if report.settings.options:
+        told = json.dumps(report.settings.options)
+        lines += ["", f"**No figures to quote:** systems ran with other options: `{told}`."]
+    if report.settings.weights:
+        named = ", ".join(sorted(report.settings.weights))
+        lines += ["", f"Weights given by the user: {named}."]
+    own = report.dataset.own_photo_queries
+    if own:
+        lines += [
+            "",
+            f"{len(own)} queries are themselves photos of the database: each is left out of its "
+            "own answers.",
+        ]
+    return lines
+
+
+def _threads(report: Report) -> str:
+    n_jobs = report.settings.n_jobs
+    n_threads = os.cpu_count() if n_jobs in (None, -1) else n_jobs
+    return f"{n_threads} threads" if n_threads != 1 else "one thread"
+
+
+def _unreadable(report: Report) -> list[str]:
+    lines = []
+    for result in report.results:
+        title = result.contender.title
+        if result.n_unreadable:
+            lines.append(f"- {title}: {result.n_unreadable} database photos could not be read.")
+        if result.unreadable_queries:
+            names = listed(result.unreadable_queries)
+            lines.append(f"- {title}: queries that could not be read, without answers: {names}.")
+    return lines
+
+
+def _comparisons(report: Report, first: str) -> list[str]:
+    if not report.comparisons:
+        return []
+    lines = [
+        f"Each beside {first}, the same queries resampled for both: difference [interval].",
+        "",
+        "| | " + " | ".join(MEASURES) + " |",
+        "|" + " --- |" * (1 + len(MEASURES)),
+    ]
     for comparison in report.comparisons:
         values = [
             f"{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
             for d in (comparison.by_measure[name] for name in MEASURES)
         ]
         lines.append(f"| {comparison.title} | " + " | ".join(values) + " |")
-    return lines
+    return [*lines, ""]
 
 
 def _costs(report: Report) -> list[str]:
@@ -169,11 +221,11 @@ def _costs(report: Report) -> list[str]:
         "|" + " --- |" * 5,
     ]
     for result in report.results:
-        cost, threshold = result.cost, result.curves.threshold
+        threshold, timing = result.curves.threshold, result.timing
         accepted = "never" if math.isinf(threshold) else f"{threshold:.4g}"
         lines.append(
-            f"| {result.contender.title} | {cost.seconds_per_photo:.3f} | "
-            f"{1e3 * cost.seconds_per_query:.1f} | {cost.bytes_per_photo:,.0f} | {accepted} |"
+            f"| {result.contender.title} | {timing.seconds_per_photo:.3f} | "
+            f"{1e3 * timing.seconds_per_query:.1f} | {result.bytes_per_photo:,.0f} | {accepted} |"
         )
     return lines
 
@@ -211,6 +263,9 @@ def as_json(report: Report, failures: Mapping[str, Sequence[Failure]]) -> dict[s
             "distractor_queries": len(report.dataset.distractor_queries),
         },
         "settings": {
+            "options": {name: dict(given) for name, given in report.settings.options.items()},
+            "weights": dict(report.settings.weights),
+            "threads": report.settings.n_jobs,
             "without": list(report.settings.without),
             "together": [list(names) for names in report.settings.together],
             "n_resamples": report.settings.n_resamples,
@@ -239,11 +294,12 @@ def _system_as_json(result: SystemResult, failures: Sequence[Failure]) -> dict[s
         "figures": {name: _figures_as_json(f) for name, f in result.figures.items()},
         "threshold_at_90": _number(result.curves.threshold),
         "cost": _numbers(
-            seconds_per_photo=result.cost.seconds_per_photo,
-            seconds_per_query=result.cost.seconds_per_query,
-            bytes_per_photo=result.cost.bytes_per_photo,
+            seconds_per_photo=result.timing.seconds_per_photo,
+            seconds_per_query=result.timing.seconds_per_query,
+            bytes_per_photo=result.bytes_per_photo,
         ),
-        "n_unreadable": result.cost.n_unreadable,
+        "n_unreadable": result.n_unreadable,
+        "unreadable_queries": list(result.unreadable_queries),
         "curve": {
             "recall": band.recalls.tolist(),
             "precision": band.precision.tolist(),
@@ -298,10 +354,10 @@ def plot_curves(report: Report, path: Path) -> None:
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for panel, result in zip(panels, results):
         for other in results:
-            panel.plot(other.curves.curve.recall, other.curves.curve.precision, "#cccccc", lw=0.6)
+            panel.plot(other.curves.band.recalls, other.curves.band.precision, "#cccccc", lw=0.6)
         band = result.curves.band
         panel.fill_between(band.recalls, band.low, band.high, color="#1f77b4", alpha=0.2, lw=0)
-        panel.plot(result.curves.curve.recall, result.curves.curve.precision, "#1f77b4", lw=1.4)
+        panel.plot(band.recalls, band.precision, "#1f77b4", lw=1.4)
         panel.axhline(0.9, color="#888888", lw=0.5, ls=":")
         figures = result.figures[report.groups[0].name].by_measure
         panel.set_title(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from delfsearch.evaluation.running.runnable import Effort
 
@@ -16,53 +14,59 @@ Answers = dict[str, list[tuple[str, float]]]
 
 
 class AnswerLog:
-    """Answers on disk, a line for each query; a line that an interruption tore is forgotten.
+    """Answers on disk, a line of JSON for each query: its name and its answers.
 
-    A line is the query's name, its answers, and the seconds that they took (absent from lines of
-    before there was a third field). Only the names of the queries are held in memory.
+    A line that an interruption tore, or that is damaged, is passed over, and its query asked again.
+    Lines are only ever appended, a batch with one write: another run on the same folder does no
+    harm. Only the names of the queries are held in memory.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.done: set[str] = set()
-        whole = 0
-        for line in self._lines():
-            if not line.endswith(b"\n"):
-                os.truncate(path, whole)
-                break
-            self.done.add(json.loads(line)[0])
-            whole += len(line)
+        self.done: set[str] = {query for query, _ in self._entries()}
 
-    def add(self, found: Mapping[str, list[tuple[str, float]]], seconds: float) -> None:
-        """Append answers; seconds : that each query took."""
+    def add(self, found: Mapping[str, list[tuple[str, float]]]) -> None:
+        """Append answers by query name."""
+        lines = [json.dumps([query, answers], allow_nan=False) for query, answers in found.items()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="ascii") as file:
-            for query, answers in found.items():
-                line = json.dumps([query, answers, seconds], allow_nan=False)
-                file.write(line + "\n")
+        # The empty line ends what an interruption may have left without an end.
+        data = ("\n" + "\n".join(lines) + "\n").encode("ascii")
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            while data:
+                data = data[os.write(file, data) :]
+        finally:
+            os.close(file)
         self.done.update(found)
 
     def read(self, ids: Mapping[str, str]) -> Answers:
         """Return the answers of the queries with these names, by their ids."""
         answers: Answers = {}
-        for line in self._lines():
-            query, found = json.loads(line)[:2]
+        for query, found in self._entries():
             if query in ids:
                 answers[ids[query]] = [(name, float(score)) for name, score in found]
         return answers
 
-    def seconds(self, ids: Mapping[str, str]) -> float:
-        """Return the mean seconds of these queries; nan where they are not known."""
-        lines = (json.loads(line) for line in self._lines())
-        taken = [line[2] for line in lines if line[0] in ids and len(line) > 2]
-        return float(np.mean(taken)) if taken else math.nan
-
-    def _lines(self) -> Iterator[bytes]:
+    def _entries(self) -> Iterator[tuple[str, list[Any]]]:
         try:
             with self.path.open("rb") as file:
-                yield from file
+                for line in file:
+                    entry = _parsed(line)
+                    if entry is not None:
+                        yield entry
         except FileNotFoundError:
             return
+
+
+def _parsed(line: bytes) -> tuple[str, list[Any]] | None:
+    """Return query and answers of a line; None for one that is torn, damaged or empty."""
+    try:
+        query, found = json.loads(line)
+        if isinstance(query, str) and all(isinstance(n, str) and s + 0.0 == s for n, s in found):
+            return query, found
+    except (ValueError, TypeError):
+        pass
+    return None
 
 
 class KeptAnswers(Mapping["Effort | None", Answers]):
@@ -74,10 +78,6 @@ class KeptAnswers(Mapping["Effort | None", Answers]):
 
     def __getitem__(self, effort: Effort | None) -> Answers:
         return self._logs[effort].read(self._ids)
-
-    def seconds(self, effort: Effort | None) -> float:
-        """Return the mean seconds that a query took."""
-        return self._logs[effort].seconds(self._ids)
 
     def __iter__(self) -> Iterator[Effort | None]:
         return iter(self._logs)

@@ -15,6 +15,7 @@ import json
 import os
 import time
 import zipfile
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ from delfsearch.errors import PhotoError
 from delfsearch.features import LocalFeatures
 
 Features = LocalFeatures | NDArray[np.float32]
-_DAMAGED = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile)
+# What reading a damaged .npz file raises.
+DAMAGED = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
 Stream = Callable[[Iterable[Any]], Iterator[tuple[Any, Features | PhotoError]]]
 
 
@@ -119,11 +121,18 @@ class FeatureShelf:
                 progress(n)
 
     def load(self, photo: StoredPhoto) -> Features | PhotoError:
-        """Return a photo's entry; PhotoError says why there is none, or none yet."""
+        """Return a photo's entry, or the PhotoError that says why it has no features.
+
+        A damaged entry is made again. Raises KeyError for a photo that ensure was not told of.
+        """
         path = self._path(photo)
         if path is None:
             return PhotoError(f"photo {os.fspath(photo.path)!r} is not there")
         entry = _read(path)
+        if entry is None and path.exists():
+            path.unlink()
+            self.ensure([photo])
+            entry = _read(path)
         if entry is None:
             raise KeyError(f"photo {os.fspath(photo.path)!r} was not extracted: call ensure first")
         return entry
@@ -263,7 +272,7 @@ def _seconds(path: Path) -> float | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return float(arrays["seconds"])
-    except _DAMAGED:
+    except DAMAGED:
         return None
 
 
@@ -286,7 +295,7 @@ def _read(path: Path) -> Features | PhotoError | None:
                 arrays["scales"],
                 (width, height),
             )
-    except _DAMAGED:
+    except DAMAGED:
         return None
 
 

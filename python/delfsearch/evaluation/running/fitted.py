@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from delfsearch.evaluation.running.feature_store import file_version, key_of
+from delfsearch.evaluation.running.feature_store import DAMAGED, file_version, key_of
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -20,18 +20,24 @@ _MACHINE = ("n_jobs", "device", "verbose", "n_fit_photos", "random_state")
 
 
 def kept(folder: Path, identity: Any, learn: Callable[[], Mapping[str, NDArray[Any]]]) -> Arrays:
-    """Return what learn gives, from disk if it was learned before.
+    """Return what learn gives, from disk if it was learned before and is not damaged.
 
     identity : what JSON can hold; everything that the result depends on.
     """
     path = folder / "fitted" / f"{key_of(identity)}.npz"
-    if not path.exists():
+    try:
+        return _stored(path)
+    except DAMAGED:  # or not there
         arrays = learn()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.replace(partial, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    os.replace(partial, path)
+    return _stored(path)
+
+
+def _stored(path: Path) -> Arrays:
     with np.load(path, allow_pickle=False) as stored:
         return {name: stored[name] for name in stored}
 

@@ -43,8 +43,6 @@ class SystemRun:
         first; read from disk at each access.
     n_database, n_unreadable : photos in the index, and left out as they cannot be read.
     unreadable_queries : ids. seconds_per_photo : of extraction. bytes_per_photo : of the index.
-    seconds_per_query : of search and verification, by effort, mean over queries, by the wall clock
-    and with n_jobs threads; extraction is not in it.
     """
 
     answers: Mapping[Effort | None, Answers]
@@ -53,7 +51,6 @@ class SystemRun:
     unreadable_queries: tuple[str, ...]
     seconds_per_photo: float
     bytes_per_photo: float
-    seconds_per_query: Mapping[Effort | None, float]
 
 
 def run_system(
@@ -97,7 +94,6 @@ def run_system(
         else {None: AnswerLog(place / "exact.jsonl")}
     )
     answers = _ask_all(dataset, logs, search, progress)
-    seconds = {effort: answers.seconds(effort) for effort in answers}
     return SystemRun(
         answers=answers,
         n_database=search.n_photos,
@@ -105,7 +101,6 @@ def run_system(
         unreadable_queries=unreadable,
         seconds_per_photo=runnable.shelf.seconds_per_photo(database),
         bytes_per_photo=search.n_bytes / search.n_photos,
-        seconds_per_query=seconds,
     )
 
 
@@ -139,12 +134,13 @@ def _ask_all(
         missing = [query for query in dataset.all_queries if keys[query.id] not in log.done]
         done += len(keys) - len(missing)
         for batch in _batches(missing):
-            answered, seconds = search.hits(batch, effort)
-            found = {
-                keys[query.id]: [(str(hit.path), float(hit.score)) for hit in hits]
-                for query, hits in zip(batch, answered)
-            }
-            log.add(found, seconds / len(batch))
+            answered = search.hits(batch, effort)
+            log.add(
+                {
+                    keys[query.id]: [(str(hit.path), float(hit.score)) for hit in hits]
+                    for query, hits in zip(batch, answered)
+                }
+            )
             done += len(batch)
             if progress is not None:
                 progress("answers", done, total)

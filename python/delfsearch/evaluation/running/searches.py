@@ -6,13 +6,14 @@ run keeps them, ``hits`` with everything that a picture needs, and what the inde
 
 from __future__ import annotations
 
-import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from delfsearch.baselines.global_index import GlobalIndex
 from delfsearch.errors import IndexFormatError, PhotoError
@@ -25,36 +26,38 @@ from delfsearch.index.delf_index import DelfIndex
 from delfsearch.matches import Hit
 from delfsearch.verification.verifier import Verifier
 
-# Answers of a batch of queries, and the seconds that they took together.
-Found = tuple[list[list[tuple[str, float]]], float]
+# Part of every key of answers: to be raised when the search answers otherwise than before.
+_VERSION = 1
 
 
-class Search(Protocol):
-    """What asks the queries of a set; see the module."""
+class Search(ABC):
+    """What asks the queries of a set; see the module.
 
-    @property
-    def key(self) -> Mapping[str, Any]:
-        """What the answers depend on beside query and effort, as JSON holds it."""
-        ...
+    key : what the answers depend on beside query and effort, as JSON holds it. n_photos : in the
+    index. n_bytes : of the index.
+    """
 
-    @property
-    def n_photos(self) -> int:
-        """Photos in the index."""
-        ...
+    key: Mapping[str, Any]
+    n_photos: int
+    n_bytes: float
 
-    @property
-    def n_bytes(self) -> float:
-        """Bytes of the index."""
-        ...
+    @abstractmethod
+    def read(self, query: Query) -> Any:
+        """Return what the system extracted from a query; None where it cannot be read."""
 
-    def hits(
-        self, queries: Sequence[Query], effort: Effort | None
-    ) -> tuple[list[list[Hit]], float]:
-        """Return what answers each query, best first, and the seconds of search and verification.
+    @abstractmethod
+    def ask(
+        self, queries: Sequence[Query], read: Sequence[Any], effort: Effort | None
+    ) -> list[list[Hit]]:
+        """Return what answers each query, best first.
 
-        A hit's path is its database id. Queries that cannot be read have no hits.
+        read : what read returned for each. A hit's path is its database id. Queries that cannot be
+        read have no hits.
         """
-        ...
+
+    def hits(self, queries: Sequence[Query], effort: Effort | None) -> list[list[Hit]]:
+        """Read the queries and ask them."""
+        return self.ask(queries, [self.read(query) for query in queries], effort)
 
 
 def open_search(
@@ -76,7 +79,7 @@ def open_search(
     return make(runnable, dataset, folder, settings, progress)
 
 
-class _LocalSearch:
+class _LocalSearch(Search):
     """DelfIndex and Verifier. Source: Sec. 5.2."""
 
     def __init__(
@@ -91,7 +94,6 @@ class _LocalSearch:
             "features": [runnable.shelf.key, dict(runnable.view_key)],
             "database": _fingerprint(dataset),
         }
-        self.key = {**what, **settings.key()}
         self._runnable = runnable
         self._max_candidates = settings.max_candidates
         self._index = _local_index(runnable, dataset, folder, what, settings, progress)
@@ -102,35 +104,40 @@ class _LocalSearch:
             random_state=settings.random_state,
             n_jobs=settings.n_jobs,
         )
+        self.key = {
+            **what,
+            **settings.key(),
+            "version": _VERSION,
+            # Defaults that no setting names may change too.
+            "index": _without_threads(self._index),
+            "verifier": _without_threads(self._verifier),
+        }
         self.n_photos = len(self._names)
         self.n_bytes = float(self._index.memory_usage()["total"])
 
-    def hits(
-        self, queries: Sequence[Query], effort: Effort | None
-    ) -> tuple[list[list[Hit]], float]:
+    def read(self, query: Query) -> LocalFeatures | None:
+        """See Search."""
+        features = self._runnable.shelf.load(StoredPhoto(Path(query.path), query.box))
+        return None if isinstance(features, PhotoError) else self._runnable.view(_local(features))
+
+    def ask(
+        self, queries: Sequence[Query], read: Sequence[Any], effort: Effort | None
+    ) -> list[list[Hit]]:
         """See Search."""
         if effort is None:
             raise ValueError("a local system must be asked with an effort (K, T); got none")
-        loaded = [self._features(query) for query in queries]
-        asked = [i for i, features in enumerate(loaded) if features is not None]
-        started = time.perf_counter()
+        asked = [i for i, features in enumerate(read) if features is not None]
         matches = self._index.query_many(
-            [features for features in loaded if features is not None],
+            [read[i] for i in asked],
             k=effort.k,
             max_leaves=effort.max_leaves,
             max_candidates=self._max_candidates,
             exclude_ids=[_own(queries[i], self._number) for i in asked],
         )
-        verified = self._verifier.verify_many(matches)
-        seconds = time.perf_counter() - started
         found: list[list[Hit]] = [[] for _ in queries]
-        for i, hits in zip(asked, verified):
+        for i, hits in zip(asked, self._verifier.verify_many(matches)):
             found[i] = [replace(hit, path=self._names[hit.id]) for hit in hits]
-        return found, seconds
-
-    def _features(self, query: Query) -> LocalFeatures | None:
-        features = self._runnable.shelf.load(StoredPhoto(Path(query.path), query.box))
-        return None if isinstance(features, PhotoError) else self._runnable.view(_local(features))
+        return found
 
 
 def _local_index(
@@ -171,13 +178,17 @@ def _local_index(
         raise
 
 
+def _without_threads(estimator: Any) -> dict[str, Any]:
+    return {k: v for k, v in estimator.get_params().items() if k not in ("n_jobs", "verbose")}
+
+
 def _local(features: Any) -> LocalFeatures:
     if not isinstance(features, LocalFeatures):
         raise TypeError(f"a local system must give LocalFeatures; got {type(features).__name__}")
     return features
 
 
-class _GlobalSearch:
+class _GlobalSearch(Search):
     """GlobalIndex: exact search by inner product."""
 
     def __init__(
@@ -191,6 +202,7 @@ class _GlobalSearch:
         self.key = {
             "features": [runnable.shelf.key, dict(runnable.view_key)],
             "database": _fingerprint(dataset),
+            "version": _VERSION,
             "query_expansion": runnable.query_expansion,
             "max_answers": settings.max_answers,
         }
@@ -210,28 +222,31 @@ class _GlobalSearch:
         self.n_photos = len(self._names)
         self.n_bytes = float(self._index.vectors_.nbytes)
 
-    def hits(
-        self, queries: Sequence[Query], effort: Effort | None
-    ) -> tuple[list[list[Hit]], float]:
+    def read(self, query: Query) -> NDArray[np.float32] | None:
         """See Search."""
-        stored = [self._runnable.shelf.load(StoredPhoto(Path(q.path), q.box)) for q in queries]
-        asked = [i for i, vector in enumerate(stored) if not isinstance(vector, PhotoError)]
+        vector = self._runnable.shelf.load(StoredPhoto(Path(query.path), query.box))
+        if isinstance(vector, PhotoError):
+            return None
+        return np.asarray(self._runnable.view(vector), np.float32)
+
+    def ask(
+        self, queries: Sequence[Query], read: Sequence[Any], effort: Effort | None
+    ) -> list[list[Hit]]:
+        """See Search."""
+        asked = [i for i, vector in enumerate(read) if vector is not None]
         found: list[list[Hit]] = [[] for _ in queries]
         if not asked:
-            return found, 0.0
-        vectors = np.stack([np.asarray(self._runnable.view(stored[i])) for i in asked])
-        started = time.perf_counter()
+            return found
         scores, rows = self._index.query(
-            vectors,
+            np.stack([read[i] for i in asked]),
             k=self._max_answers,
             exclude_ids=[_own(queries[i], self._number) for i in asked],
             query_expansion=self._runnable.query_expansion,
         )
-        seconds = time.perf_counter() - started
         for i, values, ids in zip(asked, scores, rows):
             found[i] = [self._hit(int(row), float(value)) for value, row in zip(values, ids)]
             found[i] = [hit for hit in found[i] if hit.id >= 0]
-        return found, seconds
+        return found
 
     def _hit(self, row: int, score: float) -> Hit:
         """A vector says that two photos agree, not where."""

@@ -213,7 +213,9 @@ def test_output(everything, sources, tmp_path, name):
     text = files[1].read_text(encoding="utf-8")
     for row in result.rows:
         for cell in row.cells:
-            assert f"{cell.value:.2f}" in text
+            # True positives are a count.
+            ours = f"{cell.value:.0f}" if cell.metric.startswith("TP@") else f"{cell.value:.2f}"
+            assert f"| {ours} |" in text
             assert cell.paper is None or f"{cell.paper:.2f}" in text
     assert "tunes on the test set" in text and "`ran`" in text
     assert len(plot_table(result).axes) >= 1

@@ -146,7 +146,7 @@ def test_missing_photos_are_refused_or_dropped(tmp_path):
     assert settle_missing(complete, "error") == complete
     assert settle_missing(complete, "drop") == complete
     (tmp_path / "a.jpg").unlink()
-    with pytest.raises(DatasetError, match=r"tiny: 1 photo.*: 'a' .*; or do without .*'drop'"):
+    with pytest.raises(DatasetError, match=r"tiny: 1 photo.* 'a'; or do without .*'drop'"):
         settle_missing(complete, "error")
     kept = settle_missing(complete, "drop")
     assert kept.database == ("b", "c")

@@ -42,9 +42,9 @@ def settle_missing(
     absent = sorted(unnamed | gone | photos_of_lost)
     if missing == "error":
         raise DatasetError(
-            f"{dataset.name}: {len(absent)} photo(s) that its ground truth names are not there: "
-            f"{listed(absent)} (a photo must be on disk under {dataset.root}, and a right answer "
-            f"in the database){advice(source)}; or do without them: missing='drop'"
+            f"{dataset.name}: {len(absent)} photo(s) that it names are not on disk under "
+            f"{dataset.root}, or not in the database: {listed(absent)}{advice(source)}; or do "
+            "without them: missing='drop'"
         )
     return _without(dataset, gone, lost, known - gone, absent).check()
 

@@ -172,7 +172,6 @@ def _fit_photos(
         candidates = [p for p in other.database if Path(other.paths[p]) not in asked]
     else:
         right = {photo for query in dataset.queries for photo in query.positives}
-        right |= {query.photo for query in dataset.all_queries}
         others = [photo for photo in dataset.database if photo not in right]
         shown = {whole.labels.get(photo) for photo in right}
         spare = [p for p, label in whole.labels.items() if label not in shown and p not in right]

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -188,15 +189,15 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
     def _check(self) -> None:
         """Refuse arguments of the subclass's own that make no sense."""
 
+    @abstractmethod
     def _own_settings(self) -> dict[str, Any]:
         """Return the arguments of the subclass's own that the result depends on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _build(
         self, setting: Setting, views: Views, optimization: Optimization
     ) -> tuple[Job, Callable[[], Weights]]:
         """Return the job, and a function that returns the weights after it."""
-        raise NotImplementedError
 
     # -- inside -------------------------------------------------------------------------------
 

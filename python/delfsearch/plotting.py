@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,30 +18,12 @@ from PIL import Image
 
 from delfsearch._validation import check_integer, check_real
 from delfsearch.extraction.photos import open_photo
+from delfsearch.extraction.score_maps import ScoreLevel, merge_levels
 from delfsearch.matches import Hit
 
 # A photo is drawn from a copy of at most this side: a plot shows no more, and 20 Mpx would be slow.
 _MAX_DRAWN_SIDE = 1200
 _GREEN, _RED, _BLUE = "#00b050", "#d00000", "#0060c0"
-
-
-class ScoreLevel(Protocol):
-    """What plot_scores needs to know of a pyramid level, as DelfExtractor.score_map returns it."""
-
-    @property
-    def scale(self) -> float:
-        """The pyramid scale."""
-        ...
-
-    @property
-    def scores(self) -> NDArray[np.float32]:
-        """(h, w) float32, one score per cell."""
-        ...
-
-    @property
-    def keypoints_xy(self) -> NDArray[np.float32]:
-        """(h, w, 2) float32, centres of the cells, pixels of the original photo."""
-        ...
 
 
 def plot_matches(
@@ -135,6 +117,62 @@ def plot_scores(
     ax.set_ylim(size[1], 0)
     _finish(ax, f"keypoint score at pyramid scale {level.scale:g}" if title is None else title)
     return ax
+
+
+def plot_heat_maps(
+    photos: Sequence[Any],
+    score_maps: Mapping[str, Sequence[Sequence[ScoreLevel]]],
+    *,
+    merge: str = "mean",
+    alpha: float = 0.6,
+    title: str | None = None,
+) -> Any:
+    """Draw a row for each photo: the photo, then the heat map of each of several scores over it.
+
+    photos : paths, PIL images or arrays, as DelfExtractor takes them.
+    score_maps : by the name that stands above a column, such as "imagenet, l2", what
+        DelfExtractor.score_map returned for each photo.
+    merge : how the levels become one map, "mean" or "max", see merge_levels.
+    alpha : opacity of the heat maps, 0 to 1. title : text above.
+    Every panel has colours of its own, dark blue for its lowest score, yellow for its highest.
+    Returns the matplotlib Figure. Raises ImportError without matplotlib, PhotoError where a photo
+    cannot be read, ValueError where a column has not one map for each photo.
+    Source: Fig. 3. Differs: maps lie over the photo in grey, all scales merged.
+    """
+    if not photos or not score_maps:
+        raise ValueError(
+            f"photos and score_maps must not be empty; got {len(photos)} and {len(score_maps)}"
+        )
+    for name, maps in score_maps.items():
+        if len(maps) != len(photos):
+            raise ValueError(
+                f"score_maps[{name!r}] must have one map per photo ({len(photos)}); got {len(maps)}"
+            )
+    opened = [open_photo(photo, max_side=_MAX_DRAWN_SIDE) for photo in photos]
+    # Panels are 3 inches wide; a row is as high as its photo, and room for the names above.
+    heights = [3.0 * size[1] / size[0] for _, size in opened]
+    figure = new_figure(3.0 * (1 + len(score_maps)), sum(heights) + 0.3 * len(photos))
+    axes = figure.subplots(len(photos), 1 + len(score_maps), squeeze=False, height_ratios=heights)
+    for row, (photo, (image, size)) in enumerate(zip(photos, opened)):
+        _draw(axes[row, 0], image, size)
+        is_path = isinstance(photo, (str, os.PathLike))
+        _finish(axes[row, 0], os.path.basename(photo) if is_path else "")
+        grey = image.convert("L").convert("RGB")
+        for panel, (name, maps) in zip(axes[row, 1:], score_maps.items()):
+            _draw(panel, grey, size)
+            merged = merge_levels(maps[row], size, map_size=image.size, merge=merge)
+            drawn = panel.imshow(
+                merged,
+                extent=(0, size[0], size[1], 0),
+                cmap="viridis",
+                alpha=alpha,
+                interpolation="bilinear",
+            )
+            figure.colorbar(drawn, ax=panel, fraction=0.04, pad=0.01, shrink=0.85)
+            _finish(panel, name if row == 0 else "")
+    if title is not None:
+        figure.suptitle(_printable(title), parse_math=False)
+    return figure
 
 
 def plot_ranked(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from metric_references import Truth, random_queries
 
 import delfsearch.evaluation
-from delfsearch.evaluation import metrics
+from delfsearch.evaluation import metrics, selection
 from delfsearch.evaluation.metrics import JudgedQueries, JudgedQuery, judge, judge_all, judge_arrays
 
 
@@ -262,9 +262,13 @@ def test_scores_may_rise_from_one_query_to_the_next():
 
 
 def test_public_names():
-    for name in delfsearch.evaluation.__all__:
+    for name in metrics.__all__:
         assert getattr(delfsearch.evaluation, name) is getattr(metrics, name)
-    assert sorted(delfsearch.evaluation.__all__) == sorted(metrics.__all__)
+    of_selection = set(delfsearch.evaluation.__all__) - set(metrics.__all__)
+    assert set(metrics.__all__) < set(delfsearch.evaluation.__all__)
+    assert len(of_selection) == 7
+    for name in of_selection:
+        assert getattr(delfsearch.evaluation, name) is getattr(selection, name)
     assert set(delfsearch.evaluation.__all__) <= set(dir(delfsearch.evaluation))
     with pytest.raises(AttributeError, match="no attribute 'recall'"):
         _ = delfsearch.evaluation.recall

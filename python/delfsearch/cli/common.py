@@ -25,6 +25,9 @@ EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EXIT_PIPE = 141  # 128 + SIGPIPE
 
+# As extraction.scores has them: importing that would import torch.
+SCORES = ("auto", "l2", "attention", "l2*attention")
+
 
 class CommandError(Exception):
     """Something the command line itself refuses; the message is for the person who typed it."""
@@ -52,9 +55,7 @@ def add_extractor_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-side", type=positive, metavar="PIXELS", help="larger photos are shrunk to it"
     )
-    group.add_argument(
-        "--score", choices=("auto", "l2", "attention", "l2*attention"), help="keypoint score"
-    )
+    group.add_argument("--score", choices=SCORES, help="keypoint score")
     group.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="of the network")
     add_machine_options(group)
 

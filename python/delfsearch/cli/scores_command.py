@@ -1,12 +1,15 @@
-"""delfsearch scores: the keypoint scores of one photo."""
+"""delfsearch scores: the keypoint scores of photos as heat maps."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from delfsearch.cli.common import (
     EXIT_OK,
+    SCORES,
+    CommandError,
     add_extractor_options,
     check_plot_target,
     make_extractor,
@@ -20,18 +23,31 @@ def add_parsers(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "scores",
-        help="draw the keypoint scores over a photo",
+        help="draw the keypoint scores over photos",
         description="Draw the score of every cell of the network's grid over the photo, as a heat "
-        "map: bright is where features are kept first.",
+        "map: bright is where features are kept first. With --compare, or of several photos: a row "
+        "for each photo, the photo and then a heat map of all scales for each score.",
     )
-    parser.add_argument("photo", metavar="PHOTO")
+    parser.add_argument("photo", metavar="PHOTO", nargs="+")
     parser.add_argument("--plot", metavar="FILE.png", required=True, help="file to write")
     parser.add_argument(
         "--level",
         type=positive_number,
-        default=1.0,
         metavar="SCALE",
-        help="the pyramid scale to draw, or the one nearest to it; default 1",
+        help="of one photo: the pyramid scale to draw, or the one nearest to it; default 1",
+    )
+    parser.add_argument(
+        "--compare",
+        action="append",
+        type=_weights_and_score,
+        metavar="WEIGHTS[:SCORE]",
+        help="a heat map of these weights and this score (else --score); give it once for each",
+    )
+    parser.add_argument(
+        "--merge",
+        choices=("mean", "max"),
+        default="mean",
+        help="heat maps show the mean over all scales (default), or the best score of any",
     )
     add_extractor_options(parser)
     parser.set_defaults(run=_scores)
@@ -39,11 +55,51 @@ def add_parsers(commands: Any) -> None:
 
 def _scores(arguments: argparse.Namespace) -> int:
     check_plot_target(arguments.plot)
+    if arguments.compare and arguments.weights:
+        raise CommandError("--compare names weights itself: leave --weights away")
+    if len(arguments.photo) > 1 or arguments.compare:
+        return _heat_maps(arguments)
     from delfsearch.plotting import plot_scores
 
-    levels = make_extractor(arguments).score_map(arguments.photo)
-    ax = plot_scores(arguments.photo, levels, scale=arguments.level)
+    photo = arguments.photo[0]
+    levels = make_extractor(arguments).score_map(photo)
+    scale = 1.0 if arguments.level is None else arguments.level
+    ax = plot_scores(photo, levels, scale=scale)
     save_figure(ax.figure, arguments.plot)
     n_cells = sum(level.scores.size for level in levels)
-    answer(f"{arguments.photo}: {n_cells} cells at {len(levels)} scales; {arguments.plot}")
+    answer(f"{photo}: {n_cells} cells at {len(levels)} scales; {arguments.plot}")
     return EXIT_OK
+
+
+def _heat_maps(arguments: argparse.Namespace) -> int:
+    if arguments.level is not None:
+        raise CommandError("--level draws one scale of one photo; give --scales for heat maps")
+    from delfsearch.extraction.scores import resolve_score
+    from delfsearch.extraction.weights import load_weights
+    from delfsearch.plotting import plot_heat_maps
+
+    names, maps = [], []
+    for weights, score in arguments.compare or [(arguments.weights, None)]:
+        chosen = {"weights": weights, "score": score or arguments.score}
+        extractor = make_extractor(argparse.Namespace(**{**vars(arguments), **chosen}))
+        has_attention = bool(load_weights(extractor.weights).attention)
+        score = resolve_score(extractor.score, has_attention)
+        names.append((weights or os.fspath(extractor.weights), score))
+        maps.append([extractor.score_map(photo) for photo in arguments.photo])
+    columns = dict(zip(_titles(names), maps))
+    save_figure(plot_heat_maps(arguments.photo, columns, merge=arguments.merge), arguments.plot)
+    n_photos = len(arguments.photo)
+    answer(f"{n_photos} photos, {n_photos * len(columns)} heat maps; {arguments.plot}")
+    return EXIT_OK
+
+
+def _titles(names: list[tuple[str, str]]) -> list[str]:
+    """Return weights and score for each column; the weights without folders where that will do."""
+    short = [(os.path.basename(os.path.normpath(weights)), score) for weights, score in names]
+    chosen = short if len(set(short)) == len(set(names)) else names
+    return [f"{weights}\n{score}" for weights, score in chosen]
+
+
+def _weights_and_score(text: str) -> tuple[str, str | None]:
+    weights, _, score = text.rpartition(":")
+    return (weights, score) if weights and score in SCORES else (text, None)

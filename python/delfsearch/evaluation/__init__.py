@@ -1,6 +1,7 @@
 """Metrics and protocols for search that must reject queries with no match.
 
 The metrics' public names are here, imported when first used; ``metrics`` has them all at once.
+``selection`` measures keypoint scores.
 """
 
 from __future__ import annotations
@@ -50,6 +51,15 @@ if TYPE_CHECKING:
         threshold_at_precision,
         true_positives_at_precision,
     )
+    from delfsearch.evaluation.selection import (
+        MatchedMass,
+        SelectionMass,
+        TruePair,
+        mass_on_matches,
+        matched_cells,
+        selection_mass,
+        true_pairs,
+    )
 
 __all__ = [
     "CurveBand",
@@ -57,8 +67,11 @@ __all__ = [
     "Interval",
     "JudgedQueries",
     "JudgedQuery",
+    "MatchedMass",
     "PooledCurve",
     "RevisitedScores",
+    "SelectionMass",
+    "TruePair",
     "answered_at_precision",
     "answered_at_threshold",
     "average_precision",
@@ -77,6 +90,8 @@ __all__ = [
     "judge_arrays",
     "judge_by_location",
     "judge_revisited",
+    "mass_on_matches",
+    "matched_cells",
     "mean_average_precision",
     "mean_average_precision_at",
     "mean_precision_at",
@@ -89,14 +104,27 @@ __all__ = [
     "recall_at_precision",
     "recall_at_rank_one",
     "revisited_scores",
+    "selection_mass",
     "threshold_at_precision",
+    "true_pairs",
     "true_positives_at_precision",
 ]
+
+_OF_SELECTION = (
+    "MatchedMass",
+    "SelectionMass",
+    "TruePair",
+    "mass_on_matches",
+    "matched_cells",
+    "selection_mass",
+    "true_pairs",
+)
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        value = getattr(importlib.import_module("delfsearch.evaluation.metrics"), name)
+        module = "selection" if name in _OF_SELECTION else "metrics"
+        value = getattr(importlib.import_module(f"delfsearch.evaluation.{module}"), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'delfsearch.evaluation' has no attribute {name!r}")

@@ -1,0 +1,150 @@
+"""Selection mass of keypoint scores on real photographs: do they look at what gets matched?
+
+True pairs (a query and one of its positives) are matched with all cells of both pyramids; of each
+score, the share of its total on the matched cells (mass), that over the share of the cells (lift),
+and the share of its 1,000 best cells that are matched (precision); means over photos, 95%
+intervals and paired differences over scenes. Pairs of photos of different scenes are verified
+likewise: few should be. Several weights are compared by lift, on the photos that both have
+verified; the first are the baseline.
+
+    python benchmarks/selection.py --photos FOLDER [--weights FILE]... [--pairs 100] [--json F]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from _common import environment, write_json
+
+from delfsearch import DelfExtractor
+from delfsearch.evaluation import SelectionMass, TruePair, selection_mass, true_pairs
+from delfsearch.evaluation.datasets import read_library_folder
+from delfsearch.evaluation.selection import MEASURES, MIN_INLIERS
+from delfsearch.extraction.weights import load_weights
+
+
+def false_pairs(pairs: list[TruePair], n: int) -> list[TruePair]:
+    """Return queries with the positive of the next pair, where that is of another scene."""
+    mixed = [
+        TruePair(one.query, other.positive, f"{one.id} with {other.id}", one.scene)
+        for one, other in zip(pairs, pairs[1:] + pairs[:1])
+        if one.scene != other.scene
+    ]
+    return mixed[:n]
+
+
+def scores_of(weights: str) -> tuple[str, ...]:
+    return ("attention", "l2") if load_weights(weights).attention else ("l2",)
+
+
+def interval(found: Any) -> list[float]:
+    return [found.low, found.high]
+
+
+def described(result: SelectionMass) -> dict[str, Any]:
+    """Return the means of every score, and how it differs from the L2 norm."""
+    scores: dict[str, Any] = {}
+    for score in result.mass:
+        row = scores[score] = {}
+        for measure in MEASURES:
+            found = result.interval(measure, score)
+            row[measure] = {"mean": found.value, "interval": interval(found)}
+            if score != "l2":
+                found = result.difference(measure, score, "l2")
+                row[measure] |= {
+                    "minus_l2": found.difference,
+                    "minus_l2_interval": interval(found),
+                    "p_value": found.p_value,
+                }
+    return scores
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default = os.environ.get("DELFSEARCH_PHOTOS")
+    parser.add_argument("--photos", type=Path, default=default, required=default is None)
+    parser.add_argument("--weights", action="append", help="name or file; give it once for each")
+    parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--false-pairs", type=int, default=30)
+    parser.add_argument("--min-inliers", type=int, default=MIN_INLIERS)
+    parser.add_argument("--scales", default="0.25-2")
+    parser.add_argument("--threads", type=int, default=-1)
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of the pairs")
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+
+    dataset = read_library_folder(arguments.photos)
+    pairs = true_pairs(dataset, n_pairs=arguments.pairs, random_state=arguments.seed)
+    strangers = false_pairs(pairs, arguments.false_pairs)
+    results: dict[str, SelectionMass] = {}
+    report: dict[str, Any] = {}
+    for name in arguments.weights or [DelfExtractor().weights]:
+        extractor = DelfExtractor(name, scales=arguments.scales, n_jobs=arguments.threads)
+        options = {"min_inliers": arguments.min_inliers}
+        result = selection_mass(pairs, extractor, scores=scores_of(name), **options)
+        wrong = 0
+        if strangers:
+            mixed = selection_mass(strangers, extractor, scores=("l2",), **options)
+            wrong = len(mixed.ids) // 2
+        results[name] = result
+        n_verified = len(result.ids) // 2
+        share = float(result.cell_share.mean()) if n_verified else None
+        report[name] = {
+            "pairs": len(pairs),
+            "verified": n_verified,
+            "unreadable": len(result.unreadable),
+            "false_pairs": len(strangers),
+            "false_verified": wrong,
+            "cell_share": share,
+            "scores": described(result) if n_verified else {},
+        }
+        print(
+            f"{name}: {n_verified} of {len(pairs)} true pairs verified, {wrong} of "
+            f"{len(strangers)} of different scenes; matched cells {share:.3f} of all"
+            if n_verified
+            else f"{name}: no pair verified"
+        )
+        for score, measures in report[name]["scores"].items():
+            for measure, row in measures.items():
+                low, high = row["interval"]
+                line = f"  {score:10} {measure:10} {row['mean']:.3f} [{low:.3f}, {high:.3f}]"
+                if "minus_l2" in row:
+                    low, high = row["minus_l2_interval"]
+                    line += f"  minus L2 {row['minus_l2']:+.3f} [{low:+.3f}, {high:+.3f}]"
+                print(line)
+
+    # Different weights match different cells, of which mass and precision depend.
+    base, *others = results
+    comparisons = []
+    for name in others:
+        for score in results[name].mass:
+            found = results[name].difference("lift", score, "l2", other=results[base])
+            comparisons.append(
+                {
+                    "weights": name,
+                    "score": score,
+                    "lift_minus_l2_of": base,
+                    "difference": found.difference,
+                    "interval": interval(found),
+                    "p_value": found.p_value,
+                }
+            )
+            print(f"{name}, {score}: lift minus that of {base}, l2: {found}")
+    write_json(
+        arguments.json,
+        {
+            "environment": environment(),
+            "scales": arguments.scales,
+            "min_inliers": arguments.min_inliers,
+            "seed": arguments.seed,
+            "weights": report,
+            "comparisons": comparisons,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

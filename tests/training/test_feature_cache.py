@@ -58,7 +58,7 @@ def test_batches_are_what_the_trunk_says_of_the_crops(tmp_path, photos, trunk):
         assert batch.labels.tolist() == photos.labels[rows].tolist()
         views = [
             make_view(
-                store.square(row),
+                store.pixels(row),
                 VIEWS,
                 generator(4, Purpose.CACHED_VIEW, round_, row),
                 gamma=batch.gamma,

@@ -36,9 +36,9 @@ def test_where_squares_are_kept_changes_no_pixel(files, tmp_path, how):
     for row, (file, side) in enumerate(zip(files, SIDES)):
         if row == 2:
             with pytest.raises(PhotoError, match=r"bad\.png"):
-                store.square(row)
+                store.pixels(row)
         else:
-            assert np.array_equal(store.square(row), read_square(file, side))
+            assert np.array_equal(store.pixels(row), read_square(file, side))
     assert set(store.unreadable) == {2}
 
 
@@ -55,7 +55,7 @@ def test_kept_squares_are_read_once(files, tmp_path, monkeypatch):
             calls.clear()
             store = PhotoStore(files, SIDES)
             store.keep(how, tmp_path / "kept")
-            store.square(0), store.square(4)
+            store.pixels(0), store.pixels(4)
             assert len(calls) == expected
             assert set(store.unreadable) == {2}
 
@@ -65,7 +65,7 @@ def test_a_changed_photo_is_read_again(files, tmp_path):
     Image.new("RGB", (50, 50), (1, 2, 3)).save(files[0])
     store = PhotoStore(files, SIDES)
     store.keep("disk", tmp_path / "kept")
-    assert (store.square(0) == (1, 2, 3)).all()
+    assert (store.pixels(0) == (1, 2, 3)).all()
 
 
 def test_an_interrupted_file_is_written_again(files, tmp_path):
@@ -77,7 +77,7 @@ def test_an_interrupted_file_is_written_again(files, tmp_path):
         PhotoStore(files, SIDES).keep("disk", tmp_path / "kept", progress=interrupt)
     store = PhotoStore(files, SIDES)
     store.keep("disk", tmp_path / "kept")
-    assert np.array_equal(store.square(4), read_square(files[4], 48))
+    assert np.array_equal(store.pixels(4), read_square(files[4], 48))
 
 
 def test_a_full_disk_is_said(files, tmp_path):
@@ -93,7 +93,7 @@ def test_a_full_disk_is_said(files, tmp_path):
 
 def test_a_cut_file_is_refused(files, tmp_path):
     PhotoStore(files, SIDES).keep("disk", tmp_path / "kept")
-    data = tmp_path / "kept" / "squares.u8"
+    data = tmp_path / "kept" / "photos.u8"
     data.write_bytes(data.read_bytes()[:-1])
     with pytest.raises(ValueError, match="delete its folder"):
         PhotoStore(files, SIDES).keep("disk", tmp_path / "kept")
@@ -101,11 +101,11 @@ def test_a_cut_file_is_refused(files, tmp_path):
 
 def test_a_damaged_table_is_made_anew(files, tmp_path):
     PhotoStore(files, SIDES).keep("disk", tmp_path / "kept")
-    (tmp_path / "kept" / "squares.json").write_text("{")
+    (tmp_path / "kept" / "photos.json").write_text("{")
     store = PhotoStore(files, SIDES)
     store.keep("disk", tmp_path / "kept")
-    assert json.loads((tmp_path / "kept" / "squares.json").read_text())["sides"][2] == 0
-    assert np.array_equal(store.square(0), read_square(files[0], 40))
+    assert json.loads((tmp_path / "kept" / "photos.json").read_text())["shapes"][2] == [0, 0]
+    assert np.array_equal(store.pixels(0), read_square(files[0], 40))
 
 
 def test_disk_needs_a_folder(files):
@@ -121,7 +121,7 @@ def test_what_does_not_fit_in_memory_goes_to_disk_and_else_is_read_anew(
     monkeypatch.setattr(photo_store, "_memory_bytes", lambda: 1000)
     store = PhotoStore(files, SIDES)
     store.keep("auto", tmp_path / "kept")
-    assert store.keeps and (tmp_path / "kept" / "squares.u8").is_file()
+    assert store.keeps and (tmp_path / "kept" / "photos.u8").is_file()
     store = PhotoStore(files, SIDES)
     store.keep("auto", None)
     assert not store.keeps
@@ -131,7 +131,7 @@ def test_photos_found_unreadable_during_training_are_said_once(files, caplog):
     store = PhotoStore(files, SIDES)
     for _ in range(3):
         with pytest.raises(PhotoError):
-            store.square(2)
+            store.pixels(2)
     assert caplog.text.count("bad.png") == 1
 
 

@@ -12,6 +12,7 @@ from delfsearch.training import (
     AttentionTrainer,
     DescriptorTrainer,
     JointTrainer,
+    MatchedPhotos,
     read_curves,
 )
 
@@ -187,3 +188,35 @@ def test_options_reach_the_trainers():
     assert (trainer.pooling, trainer.normalize, trainer.head_batch_norm) == ("mean", True, True)
     assert trainer.optimization == JointTrainer.default_optimization()
     assert trainer.views == JointTrainer.default_views()
+
+
+def test_match_then_contrastive(run, weights_path, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        coarse = rng.integers(0, 256, (20, 26, 3), np.uint8)
+        whole = Image.fromarray(coarse).resize((312, 240), Image.Resampling.BICUBIC)
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        whole.crop((0, 0, 290, 240)).save(tmp_path / "photos" / name / "1.png")
+        whole.crop((22, 0, 312, 240)).save(tmp_path / "photos" / name / "2.png")
+    pairs = tmp_path / "pairs.npz"
+    machine = ["--threads", 1, "--device", "cpu"]
+    # DELF's matches come from the ImageNet weights, which a test does not fetch.
+    options = ["--out", pairs, *machine]
+    code, out, err = run("match", tmp_path / "photos", *options, "--features", "congas")
+    assert code == 0, err
+    assert "2 pairs of photos" in out and MatchedPhotos.load(pairs).pairs.shape == (2, 2)
+    code, out, err = run(
+        "contrastive",
+        tmp_path / "photos",
+        *("--out", tmp_path / "c", "--weights", weights_path, "--matched", pairs),
+        *("--components", 6, "--negatives", 100, "--side", 64, "--max-side", 128),
+        *("--epochs", 2, "--batch-size", 2, "--precision", "fp32"),
+        *machine,
+    )
+    assert code == 0, err
+    assert "4 steps, loss" in out
+    weights = load_weights(tmp_path / "c" / "weights.safetensors")
+    assert weights.recipe["mode"] == "contrastive" and weights.recipe["views"]["side"] == 64
+    assert weights.attention and weights.pca["pca.components"].shape == (6, 1024)
+    wrong = run("match", tmp_path / "photos", "--out", tmp_path / "pairs.json")
+    assert wrong[0] == 2 and "--out must end in .npz" in wrong[2]

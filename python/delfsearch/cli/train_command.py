@@ -1,4 +1,4 @@
-"""delfsearch train: descriptor, attention, joint and reduction."""
+"""delfsearch train: descriptor, attention, joint, contrastive, match and reduction."""
 
 from __future__ import annotations
 
@@ -20,8 +20,13 @@ from delfsearch.cli.common import (
     progress_interval,
     save_figure,
 )
+from delfsearch.cli.contrastive_commands import (
+    add_contrastive_options,
+    add_match,
+    contrastive_options,
+)
 from delfsearch.cli.output import answer, say
-from delfsearch.cli.progress import Progress
+from delfsearch.cli.progress import StagedProgress
 
 if TYPE_CHECKING:
     from delfsearch.training import LabelledPhotos, Optimization, RunOptions, Views
@@ -35,6 +40,10 @@ Learn weights from labelled photos. The same command goes on where it was interr
                                                       stage 2: which features matter
   delfsearch train reduction PHOTOS --out my.safetensors --weights a/weights.safetensors
                                                       PCA, written into a weights file
+or, instead of the first and the last,
+  delfsearch train match PHOTOS --out pairs.npz       which spots of two photos are the same
+  delfsearch train contrastive PHOTOS --out c --matched pairs.npz
+                                                      trunk, reduction and attention by matching
 """
 
 
@@ -51,6 +60,7 @@ def add_parsers(commands: Any) -> None:
         "descriptor": "fine-tune the trunk as a classifier",
         "attention": "learn the attention head on a trunk that does not change",
         "joint": "both at once, the attention's gradient stopped at the trunk",
+        "contrastive": "trunk, reduction and attention, by spots that must match",
     }
     for mode, text in helps.items():
         sub = modes.add_parser(mode, help=text, description=text.capitalize() + ".")
@@ -59,10 +69,14 @@ def add_parsers(commands: Any) -> None:
             "--out", required=True, metavar="DIR", help="for weights, curves and checkpoints"
         )
         _add_mode(sub, mode)
-        _add_views(sub, mode)
+        if mode == "contrastive":
+            add_contrastive_options(sub)
+        else:
+            _add_views(sub, mode)
         _add_optimization(sub)
         _add_run(sub)
         sub.set_defaults(run=_train, mode=mode)
+    add_match(modes, _add_photos, _read)
     _add_reduction(modes)
     # As for the other commands: --debug may come last.
     for sub in modes.choices.values():
@@ -124,8 +138,8 @@ def _add_mode(parser: argparse.ArgumentParser, mode: str) -> None:
         group.add_argument(
             "--trainable",
             choices=("all", "layer2+", "layer3"),
-            default="all",
-            help="part of the trunk; default all",
+            default=(part := "layer3" if mode == "contrastive" else "all"),
+            help=f"part of the trunk; default {part}",
         )
         group.add_argument(
             "--batch-norm",
@@ -133,7 +147,7 @@ def _add_mode(parser: argparse.ArgumentParser, mode: str) -> None:
             default="frozen",
             help="statistics of batch normalisation; default frozen",
         )
-    if mode == "descriptor":
+    if mode in ("descriptor", "contrastive"):
         return
     group.add_argument(
         "--pooling", choices=("sum", "mean"), default="sum", help="over the cells; default sum"
@@ -262,13 +276,13 @@ def _add_reduction(modes: Any) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         check_plot_target(arguments.plot)
-    photos = _read(arguments).with_enough(
-        arguments.min_photos, small_classes=arguments.small_classes
-    )
+    photos = _read(arguments)
+    if arguments.mode != "contrastive":  # which classes of a single photo serve as well
+        photos = photos.with_enough(arguments.min_photos, small_classes=arguments.small_classes)
     weights = _weights(arguments)
     if _is_first():
         say(f"{len(photos)} photos of {len(photos.classes)} classes")
-    shown = _Shown(progress_interval(arguments))
+    shown = StagedProgress(progress_interval(arguments))
     try:
         trainer = _trainer(arguments, weights).fit(photos, progress=shown.update)
     except KeyboardInterrupt:
@@ -331,11 +345,15 @@ def _reduction(arguments: argparse.Namespace) -> int:
 
 
 def _trainer(arguments: argparse.Namespace, weights: str) -> Any:
-    from delfsearch.training import AttentionTrainer, DescriptorTrainer, JointTrainer
+    from delfsearch.training import (
+        AttentionTrainer,
+        ContrastiveTrainer,
+        DescriptorTrainer,
+        JointTrainer,
+    )
 
     options: dict[str, Any] = {
         "output": arguments.out,
-        "views": _views(arguments),
         "optimization": _optimization(arguments),
         "precision": arguments.precision,
         "random_state": arguments.seed,
@@ -343,6 +361,9 @@ def _trainer(arguments: argparse.Namespace, weights: str) -> Any:
     }
     if arguments.mode != "attention":
         options |= {"trainable": arguments.trainable, "batch_norm": arguments.batch_norm}
+    if arguments.mode == "contrastive":
+        return ContrastiveTrainer(weights, **options, **contrastive_options(arguments))
+    options["views"] = _views(arguments)
     if arguments.mode == "descriptor":
         return DescriptorTrainer(weights, **options)
     options |= {
@@ -372,10 +393,11 @@ def _views(arguments: argparse.Namespace) -> Views:
 def _optimization(arguments: argparse.Namespace) -> Optimization:
     import dataclasses
 
-    from delfsearch.training import AttentionTrainer, DescriptorTrainer
+    from delfsearch.training import AttentionTrainer, ContrastiveTrainer, DescriptorTrainer
 
-    trainer = AttentionTrainer if arguments.mode == "attention" else DescriptorTrainer
-    default = trainer.default_optimization()
+    trainers: dict[str, Any] = {"attention": AttentionTrainer, "contrastive": ContrastiveTrainer}
+    trainer = trainers.get(arguments.mode, DescriptorTrainer)
+    default: Optimization = trainer.default_optimization()
     given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(default)}
     chosen = {name: value for name, value in given.items() if value is not None}
     if chosen.get("clip_norm") == 0:
@@ -464,24 +486,3 @@ def _lines(file: str) -> list[str]:
     except UnicodeDecodeError:
         raise CommandError(f"{file} must be text in UTF-8, one name a line") from None
     return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-class _Shown:
-    """Progress of photos, features and steps, each on a line of its own."""
-
-    def __init__(self, every_s: float | None) -> None:
-        self._every_s = every_s
-        self._what = ""
-        self._progress: Progress | None = None
-
-    def update(self, what: str, done: int, total: int) -> None:
-        if what != self._what:
-            self.finish()
-            self._what = what
-            self._progress = Progress(total, what, every_s=self._every_s)
-        if self._progress is not None:
-            self._progress.update(done)
-
-    def finish(self) -> None:
-        if self._progress is not None:
-            self._progress.finish()

@@ -37,6 +37,11 @@ class Batch(NamedTuple):
     weights: Tensor
     gamma: float
 
+    @property
+    def arguments(self) -> tuple[Tensor, ...]:
+        """What the model takes."""
+        return (self.inputs,)
+
 
 class Plan:
     """Which photos each step sees.
@@ -132,7 +137,7 @@ class PhotoBatches:
         for i, (place, row) in enumerate(zip(places.tolist(), rows.tolist())):
             rng = generator(self._seed, Purpose.VIEW, epoch, place, row)
             try:
-                square = self._store.square(row)
+                square = self._store.pixels(row)
             except PhotoError:
                 weights[i] = 0.0
                 continue

@@ -155,7 +155,7 @@ class FeatureCache:
             for i, row in enumerate(rows):
                 rng = generator(self._seed, Purpose.CACHED_VIEW, r, row)
                 try:
-                    square = store.square(row)
+                    square = store.pixels(row)
                 except PhotoError as error:
                     unreadable[row] = str(error)
                     continue

@@ -71,21 +71,24 @@ class RunOptions:
 class Job:
     """What a run trains.
 
-    model : inputs -> a tuple of logits. make_batch : step -> Batch, called by several threads.
+    model : batch.arguments -> a tuple of outputs. make_batch : step -> batch, a named tuple with
+    inputs and arguments, called by several threads. losses : (outputs, batch) -> loss and accuracy
+    of each output; None means cross-entropy of logits and batch.labels.
     factors : learning rates by prefix of a parameter's name, as in Optimizer. settings : JSON-able,
     all that the result depends on. columns : of the curves. begin : called with the first batch
     before the first step.
     """
 
     model: nn.Module
-    make_batch: Callable[[int], Batch]
+    make_batch: Callable[[int], Any]
     steps_per_epoch: int
     optimization: Optimization
     factors: Mapping[str, float]
     settings: Mapping[str, Any]
     precision: torch.dtype | None
     columns: tuple[str, ...] = COLUMNS
-    begin: Callable[[Batch], None] | None = None
+    begin: Callable[[Any], None] | None = None
+    losses: Callable[[tuple[Tensor, ...], Any], list[tuple[Tensor, Tensor]]] | None = None
 
 
 def resolve_amp(precision: str, device: torch.device) -> torch.dtype | None:
@@ -173,29 +176,39 @@ def run(
 
 
 def _one_step(
-    model: nn.Module, batch: Batch, job: Job, scaler: torch.amp.GradScaler | None
+    model: nn.Module, batch: Any, job: Job, scaler: torch.amp.GradScaler | None
 ) -> Tensor:
     """Compute the gradients; return (loss, accuracy) of each output, on the device."""
     device, dtype = batch.inputs.device, job.precision
     with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-        outputs: tuple[Tensor, ...] = model(batch.inputs)
+        outputs: tuple[Tensor, ...] = model(*batch.arguments)
+    if job.losses is None:
+        losses = _classification(outputs, batch, job.optimization.label_smoothing)
+    else:
+        losses = job.losses(outputs, batch)
+    total = torch.zeros((), device=device)
+    for loss, _ in losses:
+        total = total + loss
+    scaled: Tensor = total if scaler is None else scaler.scale(total)
+    scaled.backward()  # type: ignore[no-untyped-call]
+    return torch.stack([figure.detach() for pair in losses for figure in pair])
+
+
+def _classification(
+    outputs: tuple[Tensor, ...], batch: Batch, label_smoothing: float
+) -> list[tuple[Tensor, Tensor]]:
     n = batch.weights.sum().clamp(min=1.0)
     figures = []
-    total = torch.zeros((), device=device)
     for logits in outputs:
         losses = F.cross_entropy(
             logits.float(),
             batch.labels,
             reduction="none",
-            label_smoothing=job.optimization.label_smoothing,
+            label_smoothing=label_smoothing,
         )
-        loss = (losses * batch.weights).sum() / n
         right = (logits.argmax(1) == batch.labels).float()
-        figures += [loss.detach(), (right * batch.weights).sum() / n]
-        total = total + loss
-    scaled: Tensor = total if scaler is None else scaler.scale(total)
-    scaled.backward()  # type: ignore[no-untyped-call]
-    return torch.stack(figures)
+        figures.append(((losses * batch.weights).sum() / n, (right * batch.weights).sum() / n))
+    return figures
 
 
 def _read(
@@ -278,21 +291,17 @@ def _new_scaler() -> torch.amp.GradScaler:
     return torch.cuda.amp.GradScaler()  # type: ignore[return-value]  # torch before 2.3
 
 
-def _pinned(make: Callable[[int], Batch], processes: Processes) -> Callable[[int], Batch]:
+def _pinned(make: Callable[[int], Any], processes: Processes) -> Callable[[int], Any]:
     """Return a function that leaves batches where a GPU fetches them while it computes."""
     if processes.device.type != "cuda":
         return make
 
-    def make_pinned(step: int) -> Batch:
-        inputs, labels, weights, gamma = make(step)
-        return Batch(inputs.pin_memory(), labels.pin_memory(), weights.pin_memory(), gamma)
-
-    return make_pinned
+    return lambda step: _each_tensor(make(step), lambda tensor: tensor.pin_memory())
 
 
-def _on_device(batch: Batch, device: torch.device) -> Batch:
-    inputs, labels, weights = (
-        tensor.to(device, non_blocking=True)
-        for tensor in (batch.inputs, batch.labels, batch.weights)
-    )
-    return Batch(inputs, labels, weights, batch.gamma)
+def _on_device(batch: Any, device: torch.device) -> Any:
+    return _each_tensor(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _each_tensor(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    return type(batch)(*(change(x) if isinstance(x, Tensor) else x for x in batch))

@@ -1,6 +1,6 @@
-"""The centre squares of the photos, decoded once and kept in RAM or in one file, or decoded anew.
+"""Photos, whole or their centre squares, decoded once and kept in RAM or a file, or decoded anew.
 
-Where they are kept does not change a pixel. Kept squares are all read before training begins, so
+Where they are kept does not change a pixel. Kept photos are all read before training begins, so
 unreadable photos are known then; where nothing is kept they turn up when their turn comes.
 """
 
@@ -24,38 +24,43 @@ from numpy.typing import NDArray
 from delfsearch._validation import check_choice
 from delfsearch.errors import PhotoError
 from delfsearch.training.checkpoint import CheckpointError
-from delfsearch.training.views import read_square
+from delfsearch.training.views import read_square, read_whole
 
 logger = logging.getLogger("delfsearch")
 
 KEEP = ("auto", "ram", "disk", "none")
-_FILE_NAME, _TABLE_NAME = "squares.u8", "squares.json"
+_FILE_NAME, _TABLE_NAME = "photos.u8", "photos.json"
 
 
 class PhotoStore:
-    """Squares of photos by row. unreadable : PhotoError by row, of those found so far."""
+    """Pixels of photos by row. unreadable : PhotoError by row, of those found so far.
 
-    def __init__(self, files: Sequence[Path], sides: Sequence[int]) -> None:
+    sides : of the centre square, or with `whole` of the longer side, at most, in pixels.
+    """
+
+    def __init__(self, files: Sequence[Path], sides: Sequence[int], *, whole: bool = False) -> None:
         self.files = list(files)
         self.sides = list(sides)
+        self.whole = whole
         self.unreadable: dict[int, PhotoError] = {}
         self._kept: list[NDArray[np.uint8] | None] | None = None
         self._reading_all = False  # who reads them all says together what could not be read
 
     @property
     def keeps(self) -> bool:
-        """Whether the squares were read already."""
+        """Whether the photos were read already."""
         return self._kept is not None
 
-    def square(self, row: int) -> NDArray[np.uint8]:
-        """Return the (s, s, 3) square of a photo. Raises PhotoError. Any thread may call it."""
+    def pixels(self, row: int) -> NDArray[np.uint8]:
+        """Return (h, w, 3) of a photo, h = w unless whole. PhotoError. Any thread may call it."""
         if row in self.unreadable:
             raise self.unreadable[row]
         kept = None if self._kept is None else self._kept[row]
         if kept is not None:
             return kept
         try:
-            return read_square(self.files[row], self.sides[row])
+            read = read_whole if self.whole else read_square
+            return read(self.files[row], self.sides[row])
         except PhotoError as error:
             if self.unreadable.setdefault(row, error) is error and not self._reading_all:
                 logger.warning("left out: %s", error)
@@ -69,7 +74,7 @@ class PhotoStore:
         n_threads: int = 2,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
-        """Read all squares and keep them.
+        """Read all photos and keep them.
 
         how : "ram"; "disk", in folder, where they are found again by a later run; "none"; "auto":
             in RAM if they take at most a quarter of it, else on disk if they take at most half of
@@ -107,11 +112,11 @@ class PhotoStore:
         progress: Callable[[str, int, int], None] | None,
         write: Callable[[NDArray[np.uint8]], object] | None,
     ) -> list[NDArray[np.uint8] | None]:
-        """Read the squares in order; with `write`, hand each over and keep only its absence."""
+        """Read the photos in order; with `write`, hand each over and keep only its absence."""
 
         def read(row: int) -> NDArray[np.uint8] | None:
             try:
-                return self.square(row)
+                return self.pixels(row)
             except PhotoError:
                 return None
 
@@ -120,13 +125,13 @@ class PhotoStore:
             rows = iter(range(len(self.files)))
             pending = deque(pool.submit(read, row) for row in islice(rows, 4 * n_threads))
             while pending:
-                square = pending.popleft().result()
+                pixels = pending.popleft().result()
                 pending.extend(pool.submit(read, row) for row in islice(rows, 1))
                 if write is None:
-                    kept.append(square)
-                elif square is not None:
-                    write(square)
-                    kept.append(square[:0])
+                    kept.append(pixels)
+                elif pixels is not None:
+                    write(pixels)
+                    kept.append(pixels[:0])
                 else:
                     kept.append(None)
                 if progress is not None:
@@ -143,13 +148,13 @@ class PhotoStore:
         if known.get("key") != key or not data.is_file():
             table.unlink(missing_ok=True)
             part = data.with_name(data.name + ".part")
-            sides: list[int] = []
+            shapes: list[list[int]] = []
             try:
                 with part.open("wb") as file:
 
-                    def write(square: NDArray[np.uint8]) -> None:
-                        sides.append(len(square))
-                        file.write(square.tobytes())
+                    def write(pixels: NDArray[np.uint8]) -> None:
+                        shapes.append([*pixels.shape[:2]])
+                        file.write(pixels.tobytes())
 
                     present = self._read_all(n_threads, progress, write)
                 os.replace(part, data)
@@ -160,17 +165,17 @@ class PhotoStore:
                 ) from error
             finally:
                 part.unlink(missing_ok=True)
-            left = iter(sides)
-            all_sides = [0 if square is None else next(left) for square in present]
+            left = iter(shapes)
+            all_shapes = [[0, 0] if pixels is None else next(left) for pixels in present]
             reasons = {str(row): str(error) for row, error in self.unreadable.items()}
-            known = {"key": key, "sides": all_sides, "unreadable": reasons}
+            known = {"key": key, "shapes": all_shapes, "unreadable": reasons}
             table.write_text(json.dumps(known), encoding="utf-8")
         self.unreadable = {int(row): PhotoError(why) for row, why in known["unreadable"].items()}
-        self._kept = _map_squares(data, known["sides"])
+        self._kept = _map_photos(data, known["shapes"])
 
     def _key(self) -> str:
-        """Return what the kept squares depend on: names, sizes and times of the files, sides."""
-        digest = hashlib.blake2b(digest_size=16)
+        """Return what the kept pixels depend on: names, sizes and times of the files, sides."""
+        digest = hashlib.blake2b(b"whole" if self.whole else b"squares", digest_size=16)
         for file, side in zip(self.files, self.sides):
             try:
                 status = os.stat(file)
@@ -181,20 +186,20 @@ class PhotoStore:
         return digest.hexdigest()
 
 
-def _map_squares(data: Path, sides: Sequence[int]) -> list[NDArray[np.uint8] | None]:
-    sizes = np.array([3 * side * side for side in sides], np.int64)
+def _map_photos(data: Path, shapes: Sequence[Sequence[int]]) -> list[NDArray[np.uint8] | None]:
+    sizes = np.array([3 * height * width for height, width in shapes], np.int64)
     if data.stat().st_size != sizes.sum():
         raise ValueError(
             f"{data} has {data.stat().st_size} bytes and should have {sizes.sum()}; delete its "
             "folder, and the photos are read again"
         )
     if not sizes.sum():
-        return [None] * len(sides)
+        return [None] * len(shapes)
     pixels = np.memmap(data, np.uint8, mode="r").view(np.ndarray)
     ends = np.cumsum(sizes)
     return [
-        pixels[end - size : end].reshape(side, side, 3) if size else None
-        for side, size, end in zip(sides, sizes, ends)
+        pixels[end - size : end].reshape(*shape, 3) if size else None
+        for shape, size, end in zip(shapes, sizes, ends)
     ]
 
 

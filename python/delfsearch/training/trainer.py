@@ -72,7 +72,7 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
     # Set by the constructors of all subclasses.
     weights: PathLike
     output: PathLike | None
-    views: Views | None
+    views: Any
     optimization: Optimization | None
     precision: str
     random_state: int
@@ -100,7 +100,7 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
             part.check()
         self._check()
         seed = check_integer(self.random_state, "random_state", minimum=0, maximum=2**63 - 1)
-        photos = photos.with_enough()
+        photos = self._with_enough(photos)
         processes = make_processes(options.accelerate, options.device)
         precision = resolve_amp(self.precision, processes.device)
         folder = None if self.output is None else Path(self.output)
@@ -108,10 +108,7 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
         n_threads = check_n_jobs(options.n_jobs) or os.cpu_count() or 1
         with _torch_threads(n_threads):
             readers = min(n_threads, 8)
-            store = PhotoStore(
-                [photos.file(row) for row in range(len(photos))],
-                [views.side(bool(varied)) for varied in photos.varied],
-            )
+            store = self._store(photos, views)
             place = None if folder is None else folder / "photos"
             processes.main_first(
                 lambda: store.keep(options.keep_photos, place, n_threads=readers, progress=progress)
@@ -177,7 +174,7 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
     # -- what a subclass says -----------------------------------------------------------------
 
     @classmethod
-    def default_views(cls) -> Views:
+    def default_views(cls) -> Any:
         """Return what views=None stands for."""
         return Views()
 
@@ -189,13 +186,22 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
     def _check(self) -> None:
         """Refuse arguments of the subclass's own that make no sense."""
 
+    def _with_enough(self, photos: LabelledPhotos) -> LabelledPhotos:
+        """Refuse photos that do not suffice."""
+        return photos.with_enough()
+
+    def _store(self, photos: LabelledPhotos, views: Any) -> PhotoStore:
+        """Return where the pixels of the photos come from."""
+        files = [photos.file(row) for row in range(len(photos))]
+        return PhotoStore(files, [views.side(bool(varied)) for varied in photos.varied])
+
     @abstractmethod
     def _own_settings(self) -> dict[str, Any]:
         """Return the arguments of the subclass's own that the result depends on."""
 
     @abstractmethod
     def _build(
-        self, setting: Setting, views: Views, optimization: Optimization
+        self, setting: Setting, views: Any, optimization: Optimization
     ) -> tuple[Job, Callable[[], Weights]]:
         """Return the job, and a function that returns the weights after it."""
 
@@ -206,7 +212,7 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
         photos: LabelledPhotos,
         weights: Weights,
         precision: torch.dtype | None,
-        views: Views,
+        views: Any,
         optimization: Optimization,
     ) -> dict[str, Any]:
         return {

@@ -93,6 +93,22 @@ def read_square(
     return np.asarray(square)
 
 
+def read_whole(
+    photo: Path, side: int, *, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """Return a photo (h, w, 3), its longer side `side` or what it has if less.
+
+    Raises PhotoError where it cannot be read or is smaller than 16 pixels.
+    """
+    image = open_photo(photo, max_side=side, max_pixels=max_pixels).image
+    if min(image.size) < MIN_SQUARE:
+        raise PhotoError(
+            f"photo {str(photo)!r} has a side of {min(image.size)} pixels; training needs "
+            f"{MIN_SQUARE}: leave it out"
+        )
+    return np.asarray(image)
+
+
 def make_view(
     square: NDArray[np.uint8],
     views: Views,
@@ -112,7 +128,7 @@ def make_view(
         view = _crop(square, views, out, int(place[0]), int(place[1]))
     amount = max(views.colour, _STRONG_COLOUR) if strong else views.colour
     if amount > 0:
-        view = _recolour(view, amount, rng)
+        view = recolour(view, amount, rng)
     return view[:, ::-1] if flipped else view
 
 
@@ -153,9 +169,7 @@ def _strong_view(
     return np.asarray(view)
 
 
-def _recolour(
-    view: NDArray[np.uint8], amount: float, rng: np.random.Generator
-) -> NDArray[np.uint8]:
+def recolour(view: NDArray[np.uint8], amount: float, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Change brightness, contrast and saturation, each by a factor in 1 / 1.8 ... 1.8."""
     brightness, contrast, saturation = 1.8 ** (amount * rng.uniform(-1, 1, 3))
     grey = np.array([0.299, 0.587, 0.114])

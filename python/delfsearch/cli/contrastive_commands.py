@@ -1,0 +1,128 @@
+"""delfsearch train contrastive and train match."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from delfsearch.cli.common import (
+    EXIT_OK,
+    CommandError,
+    add_machine_options,
+    add_progress_options,
+    positive,
+    positive_number,
+    progress_interval,
+)
+from delfsearch.cli.output import answer, say
+from delfsearch.cli.progress import StagedProgress
+
+_VIEWS = {
+    "side": ("--side", int, "of a view, in pixels"),
+    "max_side": ("--max-side", int, "of the photos that views are cropped from"),
+    "min_crop": ("--min-crop", float, "smallest crop, over the shorter side of the photo"),
+    "zoom": ("--zoom", float, "largest ratio of the two crops"),
+    "turn": ("--turn", float, "largest turn of a crop, in degrees"),
+    "colour": ("--colour", float, "how much colours vary, 0 ... 1"),
+}
+
+
+def add_contrastive_options(parser: argparse.ArgumentParser) -> None:
+    """Add what ContrastiveTrainer takes and the other trainers do not."""
+    group = parser.add_argument_group("matching (defaults: docs/training.md)")
+    group.add_argument(
+        "--matched",
+        metavar="FILE.npz",
+        help="matched photos, as `delfsearch train match` writes them; default: warped copies only",
+    )
+    group.add_argument("--matched-share", type=float, metavar="0..1", help="of the pairs of views")
+    group.add_argument("--components", type=positive, metavar="N", help="of the descriptors")
+    group.add_argument("--negatives", type=int, metavar="N", help="kept of earlier steps")
+    group.add_argument("--temperature", type=positive_number, metavar="T")
+    group.add_argument("--no-attention", action="store_true", help="train no attention head")
+    views = parser.add_argument_group("views")
+    for name, (option, kind, text) in _VIEWS.items():
+        views.add_argument(option, dest=f"view_{name}", type=kind, metavar="N", help=text)
+
+
+def contrastive_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what add_contrastive_options read, as ContrastiveTrainer takes it."""
+    from delfsearch.training import MatchedPhotos, PairViews
+
+    given = {name: getattr(arguments, f"view_{name}") for name in _VIEWS}
+    options: dict[str, Any] = {
+        "views": PairViews(**{name: value for name, value in given.items() if value is not None}),
+        "attention": not arguments.no_attention,
+    }
+    if arguments.matched is not None:
+        options["matched"] = MatchedPhotos.load(arguments.matched)
+    for name, value in (
+        ("matched_share", arguments.matched_share),
+        ("n_components", arguments.components),
+        ("n_negatives", arguments.negatives),
+        ("temperature", arguments.temperature),
+    ):
+        if value is not None:
+            options[name] = value
+    return options
+
+
+def add_match(modes: Any, add_photos: Any, read: Any) -> None:
+    """Add `delfsearch train match`; add_photos and read are those of the other trainers."""
+    parser = modes.add_parser(
+        "match",
+        help="match the photos of each class, for contrastive training",
+        description="Match the photos of each class with each other, verify the matches and write "
+        "them into a file for `delfsearch train contrastive --matched`.",
+    )
+    add_photos(parser)
+    parser.add_argument("--out", required=True, metavar="FILE.npz", help="file to write")
+    group = parser.add_argument_group("matching")
+    group.add_argument(
+        "--features",
+        default="congas,delf",
+        metavar="A,B",
+        help="to match by, of congas and delf; default both",
+    )
+    group.add_argument(
+        "--max-pairs", type=positive, default=25, metavar="N", help="of a class; default 25"
+    )
+    group.add_argument(
+        "--max-points", type=positive, default=400, metavar="N", help="of a pair; default 400"
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="random_state; default 0")
+    add_machine_options(group)
+    add_progress_options(parser)
+
+    def run(arguments: argparse.Namespace) -> int:
+        return _match(arguments, read(arguments))
+
+    parser.set_defaults(run=run)
+
+
+def _match(arguments: argparse.Namespace, photos: Any) -> int:
+    from delfsearch.training import MATCHERS, match_photos
+
+    known = {matcher.system: matcher for matcher in MATCHERS}
+    asked = arguments.features.split(",")
+    if unknown := [name for name in asked if name not in known]:
+        raise CommandError(f"--features must be of {', '.join(known)}; got {unknown[0]}")
+    if not arguments.out.endswith(".npz"):
+        raise CommandError(f"--out must end in .npz; got {arguments.out}")
+    say(f"{len(photos)} photos of {len(photos.classes)} classes")
+    shown = StagedProgress(progress_interval(arguments))
+    try:
+        matched = match_photos(
+            photos,
+            matchers=[known[name] for name in dict.fromkeys(asked)],
+            max_pairs=arguments.max_pairs,
+            max_points=arguments.max_points,
+            random_state=arguments.seed,
+            n_jobs=-1 if arguments.threads is None else arguments.threads,
+            progress=shown.update,
+        )
+    finally:
+        shown.finish()
+    matched.save(arguments.out)
+    answer(f"{arguments.out}: {len(matched)} pairs of photos, {len(matched.points)} matches")
+    return EXIT_OK

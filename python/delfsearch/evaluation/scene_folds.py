@@ -37,7 +37,9 @@ def deal_scenes(
         raise ValueError("scenes must have names; got '': leave out photos of no known scene")
     check_integer(n_folds, "n_folds", minimum=2)
     if n_folds > len(names):
-        raise ValueError(f"n_folds must be at most the number of scenes, {len(names)}; got {n_folds}")
+        raise ValueError(
+            f"n_folds must be at most the number of scenes, {len(names)}; got {n_folds}"
+        )
     order = np.random.default_rng(check_seed(random_state)).permutation(len(names))
     return tuple(tuple(sorted(names[i] for i in order[fold::n_folds])) for fold in range(n_folds))
 

@@ -195,10 +195,10 @@ def test_what_is_written(report, out, place, tmp_path):
     document = json.loads(files[1].read_text(encoding="utf-8"))
     assert (
         "**DELF 0.25-1, attention**: DELF on fold-0.safetensors ... fold-1.safetensors (one of "
-        "them: seeded random numbers, for tests), scales 0.25-1, score attention, at most 1000 features, "
-        "PCA to 40; 2 folds of scenes: each query is answered by the weights that held its scene "
-        "out, over the whole database, photos that they were trained on included; scores of 2 "
-        "weights are pooled."
+        "them: seeded random numbers, for tests), scales 0.25-1, score attention, at most 1000 "
+        "features, PCA to 40; 2 folds of scenes: each query is answered by the weights that held "
+        "its scene out, over the whole database, photos that they were trained on included; scores "
+        "of 2 weights are pooled."
     ) in text
     assert str(place) not in text + files[1].read_text(encoding="utf-8")
     assert document["settings"]["weights"] == {"delf": "folds"}

@@ -10,6 +10,7 @@ import pytest
 from metric_references import random_queries
 
 from delfsearch.evaluation import metrics
+from delfsearch.evaluation.bootstrap import paired_difference
 from delfsearch.evaluation.metrics import (
     JudgedQueries,
     bootstrap_curve,
@@ -212,6 +213,10 @@ def test_differences_are_paired(name):
     assert (difference.first, difference.second) == (one.value, other.value)
     assert difference.difference == one.value - other.value
     assert difference.share_below_zero == (difference.samples < 0).mean()
+    free = paired_difference(one, other)
+    np.testing.assert_array_equal(free.samples, difference.samples)
+    for key in ("difference", "low", "high", "p_value", "n_clusters", "n_undefined"):
+        assert getattr(free, key) == getattr(difference, key)
     back = bootstrap_difference(queries, improved, METRICS[name], n_resamples=200)
     assert back.difference == -difference.difference
     assert back.p_value == difference.p_value
@@ -226,6 +231,19 @@ def test_pairing_sees_what_intervals_apart_do_not():
     apart = bootstrap_interval(improved, metric).low - bootstrap_interval(queries, metric).high
     assert apart < 0 < difference.low and difference.p_value < 0.01
     assert difference.p_value == 2 / 1001  # none of 1,000 at or below zero, counted with one more
+
+
+def test_intervals_that_do_not_belong_together():
+    queries = random_queries(5, 20, scenes=4)
+    metric = metrics.recall_at_rank_one
+    one = bootstrap_interval(queries, metric, n_resamples=20)
+    for other, message in (
+        (bootstrap_interval(queries, metric, n_resamples=10), "n_resamples; got 20 and 10"),
+        (bootstrap_interval(queries, metric, n_resamples=20, confidence=0.9), "0.95 and 0.9"),
+        (bootstrap_interval(queries, metric, n_resamples=20, by_scene=False), "same n_clusters"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            paired_difference(one, other)
 
 
 def test_a_system_is_not_better_than_itself():

@@ -27,10 +27,11 @@ from delfsearch.evaluation import metrics
 from delfsearch.evaluation.datasets.library_folder import from_photo_folder
 from delfsearch.evaluation.folder import PhotoFolder
 from delfsearch.evaluation.judging import judge_all
-from delfsearch.evaluation.report import lineup as lineup_module
-from delfsearch.evaluation.report.lineup import Workshop, lineup, prepare
+from delfsearch.evaluation.report.entrants import Workshop, photos_of_nothing_asked
+from delfsearch.evaluation.report.lineup import lineup, prepare
 from delfsearch.evaluation.report.measures import MEASURES
 from delfsearch.evaluation.report.standing import ReportSettings, make_report
+from delfsearch.evaluation.report.whitened import halves
 from delfsearch.evaluation.report.written import write_report
 from delfsearch.evaluation.running.feature_store import FeatureStore, StoredPhoto
 
@@ -149,11 +150,17 @@ def test_figures_are_those_of_the_metrics(report, folder):
             "R@90%": metrics.recall_at_precision(pooled, 0.9),
             "answered@90%": metrics.answered_at_precision(pooled, 0.9),
         }
-    for comparison, result in zip(report.comparisons, report.results[1:]):
-        first, other = (r.figures["headline"].by_measure for r in (report.results[0], result))
+    figures = {result.contender.title: result.figures for result in report.results}
+    first, *others = figures
+    told = [(comparison.group, comparison.title) for comparison in report.comparisons]
+    assert told == [(group.name, title) for group in report.groups for title in others]
+    for comparison in report.comparisons:
+        assert comparison.beside == first
+        own, other = (figures[title][comparison.group] for title in (comparison.title, first))
         for name in MEASURES:
             difference = comparison.by_measure[name].difference
-            assert difference == pytest.approx(other[name].value - first[name].value)
+            expected = own.by_measure[name].value - other.by_measure[name].value
+            assert difference == pytest.approx(expected)
 
 
 def test_the_same_shelf_serves_query_expansion(report):
@@ -168,7 +175,7 @@ def test_the_whitening_of_a_query_was_learned_on_other_scenes(report, folder, wo
     assert len(entrant.parts) == 2
     asked = [query.id for _, part in entrant.parts for query in part.all_queries]
     assert sorted(asked) == sorted(query.id for query in report.dataset.all_queries)
-    folds = lineup_module._folds(report.dataset)
+    folds = halves(report.dataset)
     for (photos, scenes, part), (runnable, same) in zip(folds, entrant.parts):
         assert part == same
         assert not {query.scene for query in part.queries} & set(scenes)
@@ -181,7 +188,7 @@ def test_the_whitening_of_a_query_was_learned_on_other_scenes(report, folder, wo
 
 def test_what_a_pca_learns_from_is_not_asked_for(folder):
     dataset = from_photo_folder(folder)
-    photos = lineup_module._photos_of_nothing_asked(dataset)
+    photos = photos_of_nothing_asked(dataset)
     names = {str(path.relative_to(folder.root)) for path in photos}
     assert names == {"distractors/4.jpg", "distractors/5.jpg"}
 
@@ -334,14 +341,17 @@ def test_what_is_damaged_is_made_again(report, folder, settings, tmp_path):
 
 def test_the_lineup_has_attention_where_the_weights_have(weights):
     keys = [contender.key for contender in lineup((), weights)]
-    assert keys[:4] == [
-        "delf-l2-0.25-1",
-        "delf-l2-0.25-2",
+    assert keys[:7] == [
         "delf-attention-0.25-1",
         "delf-attention-0.25-2",
+        "delf-l2-0.25-1",
+        "delf-l2-0.25-2",
+        "delf-imagenet-l2-0.25-1",
+        "delf-imagenet-l2-0.25-2",
+        "rootsift",
     ]
     trunk = {"delf": str(Path(weights["delf"]).with_name("trunk.safetensors"))}
-    assert not any("attention" in contender.key for contender in lineup((), trunk))
+    assert [contender.key for contender in lineup((), trunk)] == keys[2:]
     assert [c.key for c in lineup(["siamac", "dir", "siamac"])] == ["siamac", "dir"]
 
 

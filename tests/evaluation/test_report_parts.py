@@ -2,14 +2,17 @@
 
 import re
 
+import numpy as np
 import pytest
 
+from delfsearch.evaluation.bootstrap import bootstrap_difference
 from delfsearch.evaluation.datasets.base import Dataset, Query
 from delfsearch.evaluation.folder import PhotoFolder
 from delfsearch.evaluation.judging import judge_all
+from delfsearch.evaluation.ranked import mean_average_precision, recall_at_rank_one
 from delfsearch.evaluation.report.failures import worst_failures
-from delfsearch.evaluation.report.groups import groups_of, without_subsets
-from delfsearch.evaluation.report.measures import measure
+from delfsearch.evaluation.report.groups import groups_of, without_subsets, without_trained
+from delfsearch.evaluation.report.measures import ANSWERED, MAP, R1, compare, measure
 
 
 def small_set(tmp_path):
@@ -123,7 +126,7 @@ def test_a_part_is_asked_at_the_threshold_of_the_headline(tmp_path):
 def test_without_subsets_by_hand(tmp_path):
     folder, dataset = small_set(tmp_path)
     reduced = without_subsets(folder, dataset, ["grey_*"])
-    assert reduced.gone == {"x0", "x1"}
+    assert reduced.gone == {query: {"x0", "x1"} for query in ("a0", "b0", "p0", "x2")}
     assert [q.id for q in reduced.dataset.distractor_queries] == ["x2"]
     assert re.match(r"2 database photos and 1 distractor queries fewer", reduced.group.about)
     (figures,) = reduced.figures(ANSWERS, n_resamples=5).values()
@@ -134,6 +137,48 @@ def test_without_subsets_by_hand(tmp_path):
         without_subsets(folder, dataset, ["blue"])
     with pytest.raises(ValueError, match="no query asks for; 'b0' does"):
         without_subsets(folder, dataset, ["objects"])
+
+
+def test_without_photos_trained_on_by_hand(tmp_path):
+    _, dataset = small_set(tmp_path)
+    trained = dict.fromkeys(ANSWERS, frozenset({"x1"}))
+    trained["a0"] = frozenset({"x0", "b1"})
+    reduced = without_trained(dataset, trained)
+    assert reduced.group.name == "headline, without photos trained on"
+    assert reduced.group.about.startswith("Each query without the 1 to 2 database photos (of 6)")
+    (figures,) = reduced.figures(ANSWERS, n_resamples=5).values()
+    # x0 is struck from a0's answers, x1 from those of b0 and x0; a1 and x0 stay wrong at 6.
+    values = {name: interval.value for name, interval in figures.by_measure.items()}
+    assert values == {"R@1": 1.0, "mAP": 1.0, "R@90%": 1.0, "answered@90%": 1.0}
+    # Nothing is struck: the headline itself.
+    same = without_trained(dataset, dict.fromkeys(ANSWERS, frozenset()))
+    (figures,) = same.figures(ANSWERS, n_resamples=5).values()
+    assert figures.by_measure["R@90%"].value == 0.5
+
+
+def test_comparisons_are_paired_and_of_each_group(tmp_path):
+    _, dataset = small_set(tmp_path)
+    groups = groups_of(dataset)
+    better = {**ANSWERS, "a0": [("a1", 9.0)]}
+    judged = {
+        title: judge_all(answers, dataset.all_queries)
+        for title, answers in (("worse", ANSWERS), ("better", better))
+    }
+    figures = {title: measure(one, groups, n_resamples=40) for title, one in judged.items()}
+    names = [group.name for group in groups]
+    compared = compare(figures, ["worse"], names)
+    assert [(c.title, c.beside, c.group) for c in compared] == [
+        ("better", "worse", name) for name in names
+    ]
+    for comparison, group in zip(compared, groups):
+        for name, metric in ((R1, recall_at_rank_one), (MAP, mean_average_precision)):
+            own, other = (judged[t].take(group.rows) for t in ("better", "worse"))
+            expected = bootstrap_difference(own, other, metric, n_resamples=40)
+            found = comparison.by_measure[name]
+            assert (found.difference, found.p_value) == (expected.difference, expected.p_value)
+            np.testing.assert_array_equal(found.samples, expected.samples)
+    landmarks = {c.group: c for c in compared}["landmarks"].by_measure
+    assert landmarks[R1].difference == 1.0 and landmarks[ANSWERED].difference == 1.0
 
 
 def test_failures_by_hand(tmp_path):

@@ -47,8 +47,16 @@ def add_parsers(commands: Any) -> None:
         type=_listed(","),
         default=(),
         help="only these, the first being compared with the others: delf-l2-0.25-1, "
-        "delf-l2-0.25-2, rootsift, congas, xfeat, aliked, dir, dir+qe, siamac, siamac+qe, and "
-        "delf-attention-0.25-1, delf-attention-0.25-2 where the weights have attention",
+        "delf-l2-0.25-2, rootsift, congas, xfeat, aliked, dir, dir+qe, siamac, siamac+qe; "
+        "delf-attention-0.25-1, delf-attention-0.25-2 where the weights have attention; "
+        "delf-imagenet-l2-0.25-1, delf-imagenet-l2-0.25-2, what training started from",
+    )
+    parser.add_argument(
+        "--beside",
+        metavar="A,B",
+        type=_listed(","),
+        default=(),
+        help="compare the others with each of these systems; default the first",
     )
     parser.add_argument(
         "--weights",
@@ -56,7 +64,9 @@ def add_parsers(commands: Any) -> None:
         default=[],
         type=named_file,
         metavar="NAME=FILE",
-        help=f"weights of {', '.join(_WEIGHTS)}; without them docs/baselines.md says what runs",
+        help=f"weights of {', '.join(_WEIGHTS)}; without them docs/baselines.md says what runs. "
+        "delf=FOLDER with fold-0.safetensors, fold-1.safetensors, ...: each query is answered by "
+        "the weights that held its scene out of their training",
     )
     parser.add_argument(
         "--without",
@@ -65,6 +75,12 @@ def add_parsers(commands: Any) -> None:
         metavar="SUBSET",
         help="count the headline a second time without this subset of distractors, or a pattern "
         "such as scene15_*; may be repeated",
+    )
+    parser.add_argument(
+        "--without-trained",
+        action="store_true",
+        help="count the headline a second time without the photos that the weights of folds were "
+        "trained on, which their recipes must list",
     )
     parser.add_argument(
         "--together",
@@ -100,9 +116,11 @@ def _report(arguments: argparse.Namespace) -> int:
     folder = PhotoFolder.read(existing_folder(arguments.folder))
     settings = ReportSettings(
         systems=arguments.systems,
+        beside=arguments.beside,
         weights=dict(arguments.weights),
         options=_SMALL if arguments.small else {},
         without=tuple(arguments.without),
+        without_trained=arguments.without_trained,
         together=tuple(arguments.together),
         n_resamples=arguments.resamples,
         device=arguments.device or "auto",

@@ -158,18 +158,7 @@ def bootstrap_interval(
         n_resamples=n_resamples,
         random_state=random_state,
     )
-    value = float(metric(judged))
-    samples = _resampled(_prepared(metric, judged), resampler)
-    low, high = _percentiles(samples, confidence, resampler.n_clusters)
-    return Interval(
-        value=value,
-        low=float(low),
-        high=float(high),
-        confidence=confidence,
-        n_clusters=resampler.n_clusters,
-        n_undefined=int(np.isnan(samples).sum()),
-        samples=samples,
-    )
+    return _interval(metric, judged, resampler, confidence)
 
 
 def bootstrap_difference(
@@ -200,23 +189,47 @@ def bootstrap_difference(
         n_resamples=n_resamples,
         random_state=random_state,
     )
-    value_one, value_other = float(metric(one)), float(metric(other))
-    samples = _resampled(_prepared(metric, one), resampler)
-    samples = samples - _resampled(_prepared(metric, other), resampler)
-    low, high = _percentiles(samples, confidence, resampler.n_clusters)
+    return paired_difference(
+        _interval(metric, one, resampler, confidence),
+        _interval(metric, other, resampler, confidence),
+    )
+
+
+def paired_difference(first: Interval, second: Interval) -> Difference:
+    """Compare two systems by their intervals, which costs nothing where both are known.
+
+    first, second : what bootstrap_interval returned on the same queries with the same arguments,
+        so that sample i of both is of the same resample. The metrics may differ, such as a
+        threshold of each system's own.
+    Returns what bootstrap_difference does. Raises ValueError where their numbers of resamples or
+    scenes, or their confidences, show that they do not belong together.
+    """
+    for name in ("confidence", "n_clusters"):
+        if getattr(first, name) != getattr(second, name):
+            raise ValueError(
+                f"first and second must be intervals on the same queries with the same {name}; "
+                f"got {getattr(first, name)} and {getattr(second, name)}"
+            )
+    if len(first.samples) != len(second.samples):
+        raise ValueError(
+            "first and second must be intervals of the same n_resamples; got "
+            f"{len(first.samples)} and {len(second.samples)}"
+        )
+    samples = first.samples - second.samples
+    low, high = _percentiles(samples, first.confidence, first.n_clusters)
     known = samples[~np.isnan(samples)]
     below, above = int((known <= 0).sum()), int((known >= 0).sum())
     p_value = min(1.0, 2 * (min(below, above) + 1) / (len(known) + 1))
     return Difference(
-        first=value_one,
-        second=value_other,
-        difference=value_one - value_other,
+        first=first.value,
+        second=second.value,
+        difference=first.value - second.value,
         low=float(low),
         high=float(high),
-        confidence=confidence,
+        confidence=first.confidence,
         p_value=float("nan") if np.isnan(low) else p_value,
         share_below_zero=float((known < 0).mean()) if len(known) else float("nan"),
-        n_clusters=resampler.n_clusters,
+        n_clusters=first.n_clusters,
         n_undefined=len(samples) - len(known),
         samples=samples,
     )
@@ -272,6 +285,22 @@ def _check_metric(metric: Any) -> None:
             "metric must be a function of judged queries, such as evaluation.recall_at_precision; "
             f"got {metric!r}"
         )
+
+
+def _interval(
+    metric: Metric, judged: JudgedQueries, resampler: Resampler, confidence: float
+) -> Interval:
+    samples = _resampled(_prepared(metric, judged), resampler)
+    low, high = _percentiles(samples, confidence, resampler.n_clusters)
+    return Interval(
+        value=float(metric(judged)),
+        low=float(low),
+        high=float(high),
+        confidence=confidence,
+        n_clusters=resampler.n_clusters,
+        n_undefined=int(np.isnan(samples).sum()),
+        samples=samples,
+    )
 
 
 def _prepared(metric: Metric, judged: JudgedQueries) -> Prepared:

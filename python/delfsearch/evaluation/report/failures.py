@@ -14,7 +14,7 @@ import numpy as np
 
 from delfsearch.errors import PhotoError
 from delfsearch.evaluation.datasets.base import Dataset, Query
-from delfsearch.evaluation.report.lineup import Entrant
+from delfsearch.evaluation.report.entrants import Entrant
 from delfsearch.evaluation.running.answer_log import Answers
 from delfsearch.evaluation.running.searches import Search, open_search
 from delfsearch.matches import Hit

@@ -14,6 +14,7 @@ from delfsearch.evaluation.running.answer_log import Answers
 
 HEADLINE = "headline"
 NOT_HEADLINE = "not headline"
+WITHOUT_TRAINED = "without photos trained on"
 
 
 @dataclass(frozen=True)
@@ -62,31 +63,31 @@ def groups_of(dataset: Dataset, together: Sequence[Sequence[str]] = ()) -> tuple
 
 
 @dataclass(frozen=True)
-class WithoutSubsets:
-    """The headline counted again without the photos of some subsets, see without_subsets."""
+class Reduced:
+    """The headline counted again with photos struck from the answers; nothing is asked again.
+
+    dataset : the queries that still count. gone : photos struck, by query id. group : the headline.
+    """
 
     dataset: Dataset
-    gone: frozenset[str]
+    gone: Mapping[str, frozenset[str]] = field(repr=False)
     group: Group
 
-    def figures(self, answers: Answers, *, n_resamples: int) -> Mapping[str, GroupFigures]:
+    def figures(self, answers: Answers, *, n_resamples: int) -> dict[str, GroupFigures]:
         """Return the figures of the headline on the smaller set."""
         kept = {
-            query.id: [answer for answer in answers[query.id] if answer[0] not in self.gone]
+            query.id: [a for a in answers[query.id] if a[0] not in self.gone[query.id]]
             for query in self.dataset.all_queries
         }
         judged = judge_all(kept, self.dataset.all_queries)
         return measure(judged, (self.group,), n_resamples=n_resamples)
 
 
-def without_subsets(
-    folder: PhotoFolder, dataset: Dataset, subsets: Sequence[str]
-) -> WithoutSubsets:
+def without_subsets(folder: PhotoFolder, dataset: Dataset, subsets: Sequence[str]) -> Reduced:
     """Return the set without the database photos and distractor queries of some subsets.
 
     subsets : names, or patterns such as scene15_*.
-    Answers are struck out, nothing is asked again. Raises ValueError for an unknown subset, and
-    where a query or a right answer is of one.
+    Raises ValueError for an unknown subset, and where a query or a right answer is of one.
     """
     known = set(folder.subsets.values()) - {""}
     named = {pattern: fnmatch.filter(known, pattern) for pattern in subsets}
@@ -108,13 +109,43 @@ def without_subsets(
             if folder.subsets.get(query.id) not in left
         ),
     )
-    n = len(smaller.queries)
-    group = replace(
-        groups_of(smaller)[0],
-        name=f"{HEADLINE}, without {', '.join(subsets)}",
-        distractor_rows=tuple(range(n, n + len(smaller.distractor_queries))),
-        about=f"{len(gone)} database photos and "
-        f"{len(dataset.distractor_queries) - len(smaller.distractor_queries)} distractor queries "
-        "fewer; struck from the answers, not asked again",
+    n_queries_gone = len(dataset.distractor_queries) - len(smaller.distractor_queries)
+    return Reduced(
+        smaller,
+        dict.fromkeys((query.id for query in smaller.all_queries), gone),
+        _headline(
+            smaller,
+            f"without {', '.join(subsets)}",
+            f"{len(gone)} database photos and {n_queries_gone} distractor queries fewer",
+        ),
     )
-    return WithoutSubsets(smaller, gone, group)
+
+
+def without_trained(dataset: Dataset, trained: Mapping[str, frozenset[str]]) -> Reduced:
+    """Return the set without what some weights were trained on, the same for every system.
+
+    trained : database photos to strike from the answers of each query, by its id: those that the
+    weights which answer it were trained on.
+    """
+    counts = sorted(len(trained[query.id]) for query in dataset.all_queries)
+    shown = str(counts[0]) if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+    return Reduced(
+        dataset,
+        trained,
+        _headline(
+            dataset,
+            WITHOUT_TRAINED,
+            f"Each query without the {shown} database photos (of {len(dataset.database)}) that the "
+            "weights which answer it were trained on, for every system alike",
+        ),
+    )
+
+
+def _headline(dataset: Dataset, what: str, about: str) -> Group:
+    n = len(dataset.queries)
+    return replace(
+        groups_of(dataset)[0],
+        name=f"{HEADLINE}, {what}",
+        distractor_rows=tuple(range(n, n + len(dataset.distractor_queries))),
+        about=f"{about}; struck from the answers, not asked again",
+    )

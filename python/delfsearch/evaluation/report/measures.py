@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,8 +14,8 @@ from delfsearch.evaluation.bootstrap import (
     Difference,
     Interval,
     bootstrap_curve,
-    bootstrap_difference,
     bootstrap_interval,
+    paired_difference,
 )
 from delfsearch.evaluation.judged import JudgedQueries
 from delfsearch.evaluation.ranked import mean_average_precision, recall_at_rank_one
@@ -69,9 +69,14 @@ class SystemCurves:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How much more a system reaches than the first one on the headline, paired by query."""
+    """How much more a system reaches than another on a group of queries, paired by query.
+
+    title, beside : of the system and the other one. group : its name. by_measure : differences.
+    """
 
     title: str
+    beside: str
+    group: str
     by_measure: dict[str, Difference]
 
 
@@ -118,25 +123,30 @@ def curves(judged: JudgedQueries, group: QueryGroup, *, n_resamples: int) -> Sys
 
 
 def compare(
-    title: str,
-    judged: JudgedQueries,
-    reference: JudgedQueries,
-    group: QueryGroup,
-    *,
-    n_resamples: int,
-) -> Comparison:
-    """Compare a system with another on a group, resampling the same queries for both."""
-    difference = functools.partial(bootstrap_difference, n_resamples=n_resamples)
-    own, theirs = judged.take(group.rows), reference.take(group.rows)
-    pooled, their_pooled = _pooled(judged, group), _pooled(reference, group)
-    return Comparison(
-        title,
-        {
-            R1: difference(own, theirs, recall_at_rank_one),
-            MAP: difference(own, theirs, mean_average_precision),
-            RECALL: difference(pooled, their_pooled, recall_at_precision),
-            ANSWERED: difference(pooled, their_pooled, answered_at_precision),
-        },
+    figures: Mapping[str, Mapping[str, GroupFigures]], beside: Sequence[str], groups: Sequence[str]
+) -> tuple[Comparison, ...]:
+    """Compare systems with some of them on each group, the same queries resampled for both.
+
+    figures : what measure returned, by title of the system and name of the group, all with the
+    same n_resamples. beside : titles that the others are compared with. groups : names.
+    Thresholds are each system's own, as in its figures.
+    """
+    return tuple(
+        Comparison(
+            title,
+            other,
+            group,
+            {
+                name: paired_difference(
+                    own[group].by_measure[name], figures[other][group].by_measure[name]
+                )
+                for name in MEASURES
+            },
+        )
+        for group in groups
+        for other in beside
+        for title, own in figures.items()
+        if title != other
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from delfsearch.evaluation.datasets.base import Dataset, Query
-from delfsearch.evaluation.report.lineup import Entrant
+from delfsearch.evaluation.report.entrants import Entrant
 from delfsearch.evaluation.running.feature_store import key_of
 from delfsearch.evaluation.running.fitted import versions
 from delfsearch.evaluation.running.searches import open_search
@@ -56,7 +56,7 @@ def time_all(
     ]
     queries = [dataset.all_queries[i] for i in _drawn(len(dataset.all_queries), n_timed)]
     systems = [
-        [e.contender.key, e.parts[0][0].shelf.key, e.device, e.settings.n_jobs, e.settings.key()]
+        [e.contender.key, _shelf_keys(e), e.device, e.settings.n_jobs, e.settings.key()]
         for e in entrants
     ]
     machine = [platform.machine(), os.cpu_count()]
@@ -75,6 +75,10 @@ def time_all(
     return timings
 
 
+def _shelf_keys(entrant: Entrant) -> list[str]:
+    return list(dict.fromkeys(runnable.shelf.key for runnable, _ in entrant.parts))
+
+
 def _drawn(n: int, n_drawn: int) -> list[int]:
     chosen: list[int] = np.sort(np.random.default_rng(0).permutation(n)[:n_drawn]).tolist()
     return chosen
@@ -87,6 +91,7 @@ def _time(
     work: Path,
     progress: Callable[[str, str, int, int], None] | None,
 ) -> list[Timing]:
+    # One network stands for those of all parts, which differ in their numbers only.
     shelves = {entrant.parts[0][0].shelf.key: entrant.parts[0][0].shelf for entrant in entrants}
     total = _N_ROUNDS * len(shelves) + len(entrants)
     n_done = 0
@@ -120,14 +125,18 @@ def _seconds(stream: Iterable[Any]) -> float:
 
 
 def _search_seconds(entrant: Entrant, queries: Sequence[Query], work: Path) -> float:
-    """Return the mean seconds of a query in the fastest round; one part stands for all."""
-    runnable, part = entrant.parts[0]
-    search = open_search(runnable, part, work, settings=entrant.settings)
-    read = [search.read(query) for query in queries]
+    """Return the mean seconds of a query in the fastest round, each asked of the part it is of."""
+    searches = []
+    for runnable, part in entrant.parts:
+        ids = {query.id for query in part.all_queries}
+        own = [query for query in queries if query.id in ids]
+        if own:
+            search = open_search(runnable, part, work, settings=entrant.settings)
+            searches += [(search, query, search.read(query)) for query in own]
     rounds = []
     for _ in range(1 + _N_ROUNDS):  # the first one reads the index from disk
         started = time.perf_counter()
-        for query, features in zip(queries, read):
+        for search, query, features in searches:
             search.ask([query], [features], entrant.effort)
         rounds.append((time.perf_counter() - started) / len(queries))
     return min(rounds)

@@ -15,13 +15,13 @@ from typing import Any
 
 import delfsearch
 from delfsearch.errors import DatasetError
-from delfsearch.evaluation.bootstrap import Interval
+from delfsearch.evaluation.bootstrap import Difference, Interval
 from delfsearch.evaluation.datasets.base import listed
 from delfsearch.evaluation.report.failures import Failure, draw_failures, worst_failures
 from delfsearch.evaluation.report.measures import ANSWERED, MEASURES, RECALL, GroupFigures
 from delfsearch.evaluation.report.standing import Report, SystemResult
 
-JSON_VERSION = 1
+JSON_VERSION = 2  # 2: differences are a list, of every part
 _ABOUT = """\
 Every system runs with its own defaults. Local features go through one index and verifier with the
 library's defaults, which were chosen for DELF's dense features; every answer of at least 4 inliers
@@ -33,7 +33,7 @@ Brackets are 95% intervals: bootstrap by scene, {n} resamples. R@1 and mAP (Oxfo
 means over queries; R@90% is the recall of all queries pooled at 90% precision, distractor queries
 included; answered@90% is the share of queries whose first answer is right and accepted at that
 threshold. Parts of the set are asked at the headline's threshold, since a user has one, and their
-intervals hold it fixed. docs/metrics.md defines them."""
+intervals, and those of differences, hold it fixed. docs/metrics.md defines them."""
 
 
 def write_report(
@@ -87,7 +87,6 @@ def check_writable(results: Path) -> None:
 def as_markdown(report: Report, failures: Mapping[str, Sequence[Failure]], curves: str = "") -> str:
     """Return the report as Markdown. curves : name of the picture of curves, "" for none."""
     dataset, headline = report.dataset, report.groups[0]
-    first = report.results[0].contender.title
     lines = [
         f"# Every system on {dataset.name}",
         "",
@@ -103,7 +102,7 @@ def as_markdown(report: Report, failures: Mapping[str, Sequence[Failure]], curve
         "",
         *_table(report, headline.name),
         "",
-        *_comparisons(report, first),
+        *_comparisons(report, headline.name),
         "## What it costs",
         "",
         *_costs(report),
@@ -128,7 +127,8 @@ def as_markdown(report: Report, failures: Mapping[str, Sequence[Failure]], curve
         lines += ["", f"### {group.name}", ""]
         if group.about:
             lines += [f"{group.about}.", ""]
-        lines += _table(report, group.name)
+        lines += [*_table(report, group.name), "", *_comparisons(report, group.name)]
+        lines.pop()  # its empty line
     lines += ["", "## What ran", ""]
     lines += [f"- **{r.contender.title}**: {r.ran}." for r in report.results]
     lines += [f"- **{title}** left out: {reason}" for title, reason in report.left_out.items()]
@@ -197,22 +197,30 @@ def _unreadable(report: Report) -> list[str]:
     return lines
 
 
-def _comparisons(report: Report, first: str) -> list[str]:
-    if not report.comparisons:
-        return []
-    lines = [
-        f"Each beside {first}, the same queries resampled for both: difference [interval].",
-        "",
-        "| | " + " | ".join(MEASURES) + " |",
-        "|" + " --- |" * (1 + len(MEASURES)),
-    ]
-    for comparison in report.comparisons:
-        values = [
-            f"{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
-            for d in (comparison.by_measure[name] for name in MEASURES)
+def _comparisons(report: Report, group: str) -> list[str]:
+    lines = []
+    ours = [comparison for comparison in report.comparisons if comparison.group == group]
+    for beside in dict.fromkeys(comparison.beside for comparison in ours):
+        lines += [
+            f"Each beside {beside}, the same queries resampled for both: difference [interval].",
+            "",
+            "| | " + " | ".join(MEASURES) + " |",
+            "|" + " --- |" * (1 + len(MEASURES)),
         ]
-        lines.append(f"| {comparison.title} | " + " | ".join(values) + " |")
-    return [*lines, ""]
+        for comparison in ours:
+            if comparison.beside == beside:
+                values = [_difference(comparison.by_measure[name]) for name in MEASURES]
+                lines.append(f"| {comparison.title} | " + " | ".join(values) + " |")
+        lines.append("")
+    return lines
+
+
+def _difference(found: Difference) -> str:
+    if math.isnan(found.difference):
+        return "-"
+    if math.isnan(found.low):
+        return f"{found.difference:+.3f}"
+    return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def _costs(report: Report) -> list[str]:
@@ -264,9 +272,11 @@ def as_json(report: Report, failures: Mapping[str, Sequence[Failure]]) -> dict[s
         },
         "settings": {
             "options": {name: dict(given) for name, given in report.settings.options.items()},
-            "weights": dict(report.settings.weights),
+            "weights": {name: Path(file).name for name, file in report.settings.weights.items()},
+            "beside": list(report.settings.beside),
             "threads": report.settings.n_jobs,
             "without": list(report.settings.without),
+            "without_trained": report.settings.without_trained,
             "together": [list(names) for names in report.settings.together],
             "n_resamples": report.settings.n_resamples,
             "confidence": 0.95,
@@ -275,13 +285,20 @@ def as_json(report: Report, failures: Mapping[str, Sequence[Failure]]) -> dict[s
         "systems": [
             _system_as_json(result, failures[result.contender.key]) for result in report.results
         ],
-        "differences": {
-            comparison.title: {
-                name: _numbers(difference=d.difference, low=d.low, high=d.high, p_value=d.p_value)
-                for name, d in comparison.by_measure.items()
+        "differences": [
+            {
+                "system": comparison.title,
+                "beside": comparison.beside,
+                "group": comparison.group,
+                **{
+                    name: _numbers(
+                        difference=d.difference, low=d.low, high=d.high, p_value=d.p_value
+                    )
+                    for name, d in comparison.by_measure.items()
+                },
             }
             for comparison in report.comparisons
-        },
+        ],
     }
 
 

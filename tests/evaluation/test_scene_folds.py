@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from delfsearch.errors import WeightsError
-from delfsearch.evaluation.scene_folds import deal_scenes, held_out_scenes, trained_photos
+from delfsearch.evaluation.folder import PhotoFolder, QueryTruth
+from delfsearch.evaluation.scene_folds import (
+    deal_scenes,
+    held_out_scenes,
+    linked_scenes,
+    trained_photos,
+)
 
 NAMES = st.lists(st.text(min_size=1, max_size=4), min_size=2, max_size=30, unique=True)
 
@@ -107,3 +113,40 @@ def test_nonsense_is_refused(value, message):
         held_out_scenes(weights(held_out_scenes=value))
     with pytest.raises(WeightsError, match=f"trained_photos of the recipe .*{message}"):
         trained_photos(weights(trained_photos=value))
+
+
+@given(
+    names=st.sets(st.text("abcdefgh", min_size=1, max_size=3), min_size=4, max_size=30),
+    data=st.data(),
+)
+def test_scenes_that_are_linked_are_dealt_together(names, data):
+    ordered = sorted(names)
+    links = data.draw(
+        st.lists(st.tuples(st.sampled_from(ordered), st.sampled_from(ordered)), max_size=2)
+    )
+    folds = deal_scenes(names, 2, together=links)
+    assert sorted(name for fold in folds for name in fold) == ordered
+    for a, b in links:
+        assert any(a in fold and b in fold for fold in folds)
+    assert deal_scenes(names, 2, together=[(name,) for name in ordered]) == deal_scenes(names, 2)
+
+
+def test_what_links_scenes(tmp_path):
+    for name, content in (("a", b"1"), ("b", b"2"), ("c", b"1"), ("d", b"4"), ("e", b"5")):
+        (tmp_path / name).write_bytes(content)
+    truth = QueryTruth(scene="B", kind="", subset="", positives=("d",), junk=("e",))
+    folder = PhotoFolder(
+        root=tmp_path,
+        paths=tuple("abcde"),
+        roles=dict.fromkeys("abcde", "db"),
+        scenes={name: name.upper() for name in "abcde"},
+        kinds={},
+        subsets={},
+        queries={"b": truth},
+        database=tuple("acde"),
+    )
+    assert linked_scenes(folder) == [("A", "C"), ("B", "D"), ("B", "E")]
+    folds = deal_scenes("ABCDE", 2, together=linked_scenes(folder))
+    assert sorted(map("".join, folds)) == ["AC", "BDE"]
+    with pytest.raises(ValueError, match="groups of scenes, 2; got 3"):
+        deal_scenes("ABCDE", 3, together=linked_scenes(folder))

@@ -18,10 +18,12 @@ from delfsearch.extraction.weights import load_weights
 from delfsearch.training import (
     AttentionTrainer,
     CheckpointError,
+    ContrastiveTrainer,
     DescriptorTrainer,
     JointTrainer,
     LabelledPhotos,
     Optimization,
+    PairViews,
     ReductionTrainer,
     RunOptions,
     Views,
@@ -62,6 +64,17 @@ def test_the_joint_trunk_is_the_descriptors_to_the_last_bit(weights_path, photos
     assert not same(joint.weights_.tensors, load_weights(weights_path).tensors)
     assert joint.weights_.attention and not alone.weights_.attention
     assert {"attention_loss", "attention_accuracy"} <= joint.curves_.keys()
+
+
+@pytest.mark.parametrize("trainer", [DescriptorTrainer, JointTrainer, ContrastiveTrainer])
+def test_half_precision_beside_a_frozen_part(weights_path, photos, trainer):
+    options = {**OPTIONS, "precision": "bf16", "trainable": "layer3"}
+    if trainer is ContrastiveTrainer:
+        options |= {"views": PairViews(side=64, max_side=80), "n_components": 6}
+    trained = trainer(weights_path, **options).fit(photos)
+    exact = trainer(weights_path, **{**options, "precision": "fp32"}).fit(photos)
+    assert trained.curves_["loss"] == pytest.approx(exact.curves_["loss"], rel=0.1)
+    assert not np.array_equal(trained.curves_["loss"], exact.curves_["loss"])
 
 
 @pytest.mark.parametrize("trainable", ["layer3", "layer2+"])

@@ -6,13 +6,15 @@ that both mean the same folds. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from delfsearch._validation import check_integer, check_seed
 from delfsearch.errors import WeightsError
+from delfsearch.evaluation.folder import PhotoFolder
+from delfsearch.storage.arrays import hash_file
 
 if TYPE_CHECKING:
     from delfsearch.extraction.weights import Weights
@@ -22,15 +24,21 @@ TRAINED_ON = "trained_photos"
 
 
 def deal_scenes(
-    scenes: Iterable[str], n_folds: int, *, random_state: object = 0
+    scenes: Iterable[str],
+    n_folds: int,
+    *,
+    together: Iterable[Collection[str]] = (),
+    random_state: object = 0,
 ) -> tuple[tuple[str, ...], ...]:
     """Deal scenes into folds: a seeded permutation of the sorted names, dealt round-robin.
 
     scenes : names in any order; a repeated name is one scene. n_folds : from 2 to the number of
-        scenes. random_state : int, numpy generator or None, as in scikit-learn.
+        scenes. together : groups of scenes that are dealt as one, see linked_scenes.
+    random_state : int, numpy generator or None, as in scikit-learn.
     Returns n_folds tuples of sorted names. Every scene is in exactly one of them, their sizes
-    differ by one at most, and they depend on the set of names, n_folds and random_state only.
-    Raises ValueError for a scene without a name, or more folds than scenes.
+    differ by one at most where none are dealt together, and they depend on the set of names, the
+    groups, n_folds and random_state only.
+    Raises ValueError for a scene without a name, or more folds than scenes or groups of them.
     """
     names = sorted(set(scenes))
     if "" in names:
@@ -40,8 +48,53 @@ def deal_scenes(
         raise ValueError(
             f"n_folds must be at most the number of scenes, {len(names)}; got {n_folds}"
         )
-    order = np.random.default_rng(check_seed(random_state)).permutation(len(names))
-    return tuple(tuple(sorted(names[i] for i in order[fold::n_folds])) for fold in range(n_folds))
+    groups = _groups(names, together)
+    if n_folds > len(groups):
+        raise ValueError(
+            f"n_folds must be at most the number of groups of scenes, {len(groups)}; got {n_folds}"
+        )
+    order = np.random.default_rng(check_seed(random_state)).permutation(len(groups))
+    return tuple(
+        tuple(sorted(name for i in order[fold::n_folds] for name in groups[i]))
+        for fold in range(n_folds)
+    )
+
+
+def linked_scenes(folder: PhotoFolder) -> list[tuple[str, str]]:
+    """Return pairs of scenes that show the same: whoever has seen the one has seen the other.
+
+    Such are the scene of a query and that of a photo which the ground truth calls its positive or
+    junk, and scenes that hold the same photo, byte for byte.
+    """
+    labels = folder.labels
+    links = {
+        (truth.scene, labels[photo])
+        for truth in folder.queries.values()
+        for photo in (*truth.positives, *truth.junk)
+        if photo in labels and truth.scene
+    }
+    first: dict[str, str] = {}
+    for photo, scene in sorted(labels.items()):
+        links.add((first.setdefault(hash_file(folder.root / photo), scene), scene))
+    return sorted((a, b) for a, b in links if a != b)
+
+
+def _groups(names: list[str], together: Iterable[Collection[str]]) -> list[list[str]]:
+    """Return the scenes in groups, ordered by each group's first name."""
+    leader = {name: name for name in names}
+
+    def find(name: str) -> str:
+        while leader[name] != name:
+            name = leader[name]
+        return name
+
+    for group in together:
+        known = sorted({find(name) for name in group if name in leader})
+        leader.update(dict.fromkeys(known, known[0]) if known else {})
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(find(name), []).append(name)
+    return list(groups.values())
 
 
 def held_out_scenes(weights: Weights) -> frozenset[str] | None:

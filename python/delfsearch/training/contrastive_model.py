@@ -119,7 +119,8 @@ class ContrastiveModel(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Return the mean loss over the pairs, each counting the same, and the accuracy.
 
-        With a head its cross-entropy follows, and how often it is right that a spot is found.
+        With a head its cross-entropy follows, and how often it says rightly which chances are even
+        or better.
         """
         features = self.trunk(views)
         with torch.autocast(features.device.type, enabled=False):
@@ -136,26 +137,22 @@ class ContrastiveModel(nn.Module):
             weights = 1.0 / torch.bincount(pair_of, minlength=b).float()[pair_of]
             weights = weights / weights.sum()
             target = torch.arange(len(points), device=features.device)
-            results = [zero] * (2 if self.branch is None else 4)
-            for anchors, others, xy, raw in (
-                (first, second, points[:, 2:], at_first),
-                (second, first, points[:, :2], at_second),
-            ):
-                logits = self._logits(anchors, others, xy, pair_of, of_class)
-                losses = F.cross_entropy(logits, target, reduction="none")
-                found = logits.argmax(1) == target
-                terms = [losses, found.float()]
-                if self.branch is not None:
-                    chances = torch.exp(-losses.detach())
-                    said = self.branch(raw.detach())
-                    terms.append(
-                        F.binary_cross_entropy_with_logits(said, chances, reduction="none")
-                    )
-                    terms.append(((said > 0) == found).float())
-                results = [r + (t * weights).sum() / 2 for r, t in zip(results, terms)]
+            logits = (
+                self._logits(first, second, points[:, 2:], pair_of, of_class),
+                self._logits(second, first, points[:, :2], pair_of, of_class),
+            )
+            losses = torch.cat([F.cross_entropy(x, target, reduction="none") for x in logits])
+            found = torch.cat([x.argmax(1) == target for x in logits])
+            weights = torch.cat([weights, weights]) / 2
             if self.training:
                 self._enqueue(second.detach(), of_class)
-        return tuple(results)
+        terms = [losses, found.float()]
+        if self.branch is not None:
+            chances = torch.exp(-losses.detach())
+            said: Tensor = self.branch(torch.cat([at_first, at_second]).detach()).float()
+            terms.append(F.binary_cross_entropy_with_logits(said, chances, reduction="none"))
+            terms.append(((said > 0) == (chances > 0.5)).float())
+        return tuple((term * weights).sum() for term in terms)
 
     def calibrate(self, views: Tensor, mean: Callable[[Tensor], Tensor]) -> None:
         """Set the head's constant from a batch; mean : over the processes."""

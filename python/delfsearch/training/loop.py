@@ -132,7 +132,8 @@ def run(
         step, seconds = found.step, float(found.state["seconds"])
         _restore(found, job.model, optimizer, scaler)
     elif job.begin is not None:
-        job.begin(_on_device(job.make_batch(0), processes.device))
+        with _autocast(processes.device, job.precision):
+            job.begin(_on_device(job.make_batch(0), processes.device))
     writer = None
     if folder is not None and processes.is_main:
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +181,7 @@ def _one_step(
 ) -> Tensor:
     """Compute the gradients; return (loss, accuracy) of each output, on the device."""
     device, dtype = batch.inputs.device, job.precision
-    with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+    with _autocast(device, dtype):
         outputs: tuple[Tensor, ...] = model(*batch.arguments)
     if job.losses is None:
         losses = _classification(outputs, batch, job.optimization.label_smoothing)
@@ -192,6 +193,10 @@ def _one_step(
     scaled: Tensor = total if scaler is None else scaler.scale(total)
     scaled.backward()  # type: ignore[no-untyped-call]
     return torch.stack([figure.detach() for pair in losses for figure in pair])
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def _classification(

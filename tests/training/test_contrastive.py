@@ -102,7 +102,7 @@ def slow_loss(model, views, points, pair_of, classes, queue, queue_classes):
                         continue
                     logits.append(anchors[i] @ others[j] / 0.1)
                 for z, c in zip(queue, queue_classes):
-                    if c >= 0 and c != classes[p]:
+                    if c >= 0 and c not in classes:
                         logits.append(anchors[i] @ z / 0.1)
                 logits = np.array(logits)
                 loss = np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[0]

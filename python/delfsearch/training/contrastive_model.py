@@ -80,9 +80,9 @@ class ContrastiveModel(nn.Module):
     head : learns, from features that it does not change, the probability that the softmax gives to
         the right spot. reduction : where training begins. side : of the views. n_negatives : length
         of the queue.
-    temperature : of the softmax over squared distances of descriptors. exclusion : spots of the
-        same photo that are nearer than so many cells are neither right nor wrong; nor is whatever
-        shows a photo of the same class elsewhere.
+    temperature : of the softmax over cosines of descriptors. exclusion : spots of the
+        same photo that are nearer than so many cells are neither right nor wrong; nor is what shows
+        the same class elsewhere in the batch, or in the queue any class of the batch.
     """
 
     def __init__(
@@ -136,13 +136,11 @@ class ContrastiveModel(nn.Module):
             of_class = classes[pair_of]
             weights = 1.0 / torch.bincount(pair_of, minlength=b).float()[pair_of]
             weights = weights / weights.sum()
-            target = torch.arange(len(points), device=features.device)
-            logits = (
-                self._logits(first, second, points[:, 2:], pair_of, of_class),
-                self._logits(second, first, points[:, :2], pair_of, of_class),
-            )
-            losses = torch.cat([F.cross_entropy(x, target, reduction="none") for x in logits])
-            found = torch.cat([x.argmax(1) == target for x in logits])
+            known = (self.queue_classes >= 0) & ~torch.isin(self.queue_classes, classes)
+            earlier = self.queue[known]
+            there = self._losses(first, second, points[:, 2:], pair_of, of_class, earlier)
+            back = self._losses(second, first, points[:, :2], pair_of, of_class, earlier)
+            losses, found = (torch.cat(both) for both in zip(there, back))
             weights = torch.cat([weights, weights]) / 2
             if self.training:
                 self._enqueue(second.detach(), of_class)
@@ -172,19 +170,33 @@ class ContrastiveModel(nn.Module):
         sampled = F.grid_sample(features, grid, align_corners=True, padding_mode="border")
         return sampled[:, :, 0].transpose(1, 2)[pair_of, place]
 
-    def _logits(
-        self, anchors: Tensor, others: Tensor, xy: Tensor, pair_of: Tensor, of_class: Tensor
-    ) -> Tensor:
-        """Return (m, m + queue); the diagonal is right, what must not count is far below it."""
+    def _losses(
+        self,
+        anchors: Tensor,
+        others: Tensor,
+        xy: Tensor,
+        pair_of: Tensor,
+        of_class: Tensor,
+        earlier: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return each anchor's cross-entropy (m,), and whether its own spot is the nearest (m,).
+
+        others : (m, k), of the spots in the other view, the i-th being the i-th anchor's own; xy :
+        where they lie. earlier : (q, k) further ones, all wrong.
+        """
         same_class = of_class[:, None] == of_class[None]
         same_pair = pair_of[:, None] == pair_of[None]
         left_out = same_class & (~same_pair | (torch.cdist(xy, xy) < self._exclusion))
         left_out.fill_diagonal_(False)
-        here = (anchors @ others.T / self._temperature).masked_fill(left_out, _MASKED)
-        queue, queue_classes = self.queue.clone(), self.queue_classes.clone()
-        left_out = (of_class[:, None] == queue_classes[None]) | (queue_classes < 0)[None]
-        earlier = (anchors @ queue.T / self._temperature).masked_fill(left_out, _MASKED)
-        return torch.cat([here, earlier], dim=1)
+        logits = (anchors @ others.T / self._temperature).masked_fill(left_out, _MASKED)
+        own, total = logits.diagonal(), torch.logsumexp(logits, 1)
+        nearest = logits.detach().amax(1)
+        if len(earlier):
+            # The largest matrix of a step: passed over as few times as can be.
+            logits = (anchors / self._temperature) @ earlier.T
+            total = torch.logaddexp(total, torch.logsumexp(logits, 1))
+            nearest = torch.maximum(nearest, logits.detach().amax(1))
+        return total - own, own >= nearest
 
     def _enqueue(self, descriptors: Tensor, of_class: Tensor) -> None:
         n = min(_N_QUEUED, len(descriptors), len(self.queue))

@@ -383,7 +383,7 @@ def test_the_command(folder, weights, tmp_path, capsys):
     assert "RootSIFT" in captured.out and "written: " in captured.err
     assert "**No figures to quote:**" in captured.out
     for wrong, message in (
-        (["--systems", "sift,none"], "systems must be of delf-l2"),
+        (["--systems", "sift,none"], "systems must be of delf-attention"),
         (["--without", "nothing"], "without must name subsets of the folder"),
         (["--without", "land*"], "no query asks for"),
         (["--together", "landmarks+x"], "together must name subsets"),

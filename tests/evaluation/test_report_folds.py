@@ -11,6 +11,7 @@ from evaluation.miniature import make_miniature
 from evaluation.test_reproduce import save_attention
 from random_weights import save_random_weights
 
+from delfsearch.baselines import load_system
 from delfsearch.cli import main
 from delfsearch.cli.report_command import _SMALL
 from delfsearch.errors import WeightsError
@@ -404,3 +405,14 @@ def test_a_fold_without_queries_is_not_run(two_folds, tmp_path, folder):
     few = dataclasses.replace(dataset, queries=dataset.queries[:1], distractor_queries=())
     parts = divided(few, read_folds(tmp_path))
     assert [len(part.all_queries) for part in parts] == [1, 0]
+
+
+def test_networks_of_later_folds_are_not_kept(monkeypatch):
+    system = load_system("delf", weights="nowhere.safetensors", n_jobs=1)
+    system._loaded, system.pca_ = "a network", "a PCA"
+    monkeypatch.setattr(type(system), "stream", lambda self, photos: self)
+    stream = fold_weights._loaded_anew(system)
+    first = stream(())
+    first._loaded = "another network"
+    assert not hasattr(stream(()), "_loaded") and stream(()).pca_ == "a PCA"
+    assert stream(()).get_params() == system.get_params()

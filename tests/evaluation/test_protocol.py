@@ -371,7 +371,7 @@ def test_an_entry_comes_back_as_it_went_in(tmp_path, data):
     photo = tmp_path / "photo"
     photo.touch()
     store = FeatureStore(tmp_path / "f")
-    shelf = store.shelf({"d": descriptors.tolist()}, lambda ps: ((p, given_) for p in ps))
+    shelf = store.shelf({"d": [d, *descriptors.tolist()]}, lambda ps: ((p, given_) for p in ps))
     shelf.ensure([StoredPhoto(photo)])
     found = shelf.load(StoredPhoto(photo))
     assert found.image_size == (9, 7) and found.descriptors.shape == (n, d)

@@ -36,7 +36,7 @@ def no_network(monkeypatch):
         raise AssertionError("a network connection was asked for")
 
     monkeypatch.setattr(socket, "socket", refuse)
-    monkeypatch.setattr(weights_module, "_fetch", refuse)
+    monkeypatch.setattr(weights_module, "fetch_archive", refuse)
 
 
 def features_of(extractor):

@@ -107,7 +107,7 @@ def add_recipe(modes: Any, add_training: Any) -> None:
     """Add `delfsearch train recipe`; add_training adds optimisation and run of the trainers."""
     parser = modes.add_parser(
         "recipe",
-        help="make the weights that ship, and weights of folds to judge them by",
+        help="make weights, and weights of folds to judge them by",
         description="Match photos, train by them on all scenes of a folder in the library's own "
         "format, and again without each fold of scenes. The same command goes on where it was "
         "interrupted. `delfsearch report PHOTOS --weights delf=DIR` judges the result.",

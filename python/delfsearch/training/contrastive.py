@@ -46,9 +46,9 @@ class ContrastiveTrainer(Trainer):
     n_components : dimensions of the descriptors that are compared, trained and kept.
     n_negatives : descriptors of earlier steps to be told from, at least 0. temperature : of the
         softmax over cosines. exclusion : cells around a spot that are not held against it.
-    attention : train an attention head too: how likely a spot is found again, from features that it
-        does not change. Its score of a cell with that chance p is -log(1 - p): score_threshold 0.69
-        keeps cells that are found more often than not. False leaves the weights without attention.
+    attention : train an attention head too: the probability p that the softmax gives to a spot in
+        the other view, from features that it does not change. Its score is -log(1 - p), so a
+        score_threshold of 0.69 keeps cells of p >= 1/2. False leaves the weights without attention.
     reduction_factor, attention_factor : learning rates of projection and head over the trunk's.
     views : None means PairViews(). optimization : None means AdamW at 2e-4, batches of 16 pairs, 15
         epochs, cosine decay.

@@ -1,4 +1,4 @@
-"""The recipe of the weights that ship: matched photos, contrastive training, folds to judge it by.
+"""A recipe for default weights: matched photos, contrastive training, folds to judge it by.
 
 Of a folder in the library's own format: weights from all scenes, and for each fold of scenes
 weights from the others, so that what is tested was never trained on. Whatever is finished is found

@@ -21,10 +21,9 @@ from delfsearch.evaluation.report.entrants import (
 from delfsearch.evaluation.report.fold_weights import fold_files, prepare_folds, trained_note
 from delfsearch.evaluation.report.whitened import whitened
 from delfsearch.evaluation.running.runnable import Runnable
-from delfsearch.extraction.weights import load_weights
+from delfsearch.extraction.weights import DEFAULT_WEIGHTS, load_weights
 
 _IMAGENET = "resnet50-imagenet"
-_DEFAULT_WEIGHTS = _IMAGENET
 
 _SCALES = ("0.25-1", "0.25-2")
 _OURS = tuple(
@@ -76,7 +75,7 @@ def lineup(
     if keys:
         return tuple(known[key] for key in dict.fromkeys(keys))
     named = (weights or {}).get("delf")
-    file = _DEFAULT_WEIGHTS if named is None else named
+    file = DEFAULT_WEIGHTS if named is None else named
     files = fold_files(file)
     try:
         attends = bool(load_weights(files[0] if files else file).attention)
@@ -107,7 +106,7 @@ def prepare(contender: Contender, dataset: Dataset, workshop: Workshop) -> Entra
     named = "weights" in options and "weights" not in contender.options
     options |= {**contender.options, **workshop.options.get(family, {})}
     try:
-        if family == "delf" and fold_files(options.get("weights", _DEFAULT_WEIGHTS)):
+        if family == "delf" and fold_files(options.get("weights", DEFAULT_WEIGHTS)):
             entrant = prepare_folds(contender, dataset, workshop, options)
         else:
             system = load_system(contender.system, **options)

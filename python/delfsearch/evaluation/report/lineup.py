@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from delfsearch.evaluation.report.fold_weights import fold_files, prepare_folds,
 from delfsearch.evaluation.report.whitened import whitened
 from delfsearch.evaluation.running.runnable import Runnable
 from delfsearch.extraction.weights import DEFAULT_WEIGHTS, load_weights
+
+logger = logging.getLogger("delfsearch")
 
 _IMAGENET = "resnet50-imagenet"
 
@@ -131,6 +134,8 @@ def _plain(contender: Contender, dataset: Dataset, workshop: Workshop, system: A
     identity, learned_from = learn(system, dataset, workshop, identity_of(family, system))
     shelf = workshop.store.shelf({"system": family, "identity": identity}, system.stream)
     note = trained_note(system, dataset) if family == "delf" else ""
+    if note:
+        logger.warning("%s on %s%s", contender.key, dataset.name, note)
     # A report names files, not where they lie.
     file = str(getattr(system, "weights", None) or "")
     ran = system.ran.replace(file, Path(file).name) if file else system.ran

@@ -7,6 +7,7 @@ are those that a selection should keep.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -97,21 +98,20 @@ def match_cells(
         progress,
     )
     try:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / _TABLE).unlink(missing_ok=True)
-            with (folder / _FEATURES).open("wb") as file:
-                for photo in done:
-                    rows.append(photo.row)
-                    shares.append(photo.shares)
-                    n_verified += photo.n_pairs
-                    file.write(photo.features.tobytes())
-        else:
+        with contextlib.ExitStack() as opened:
+            file = None
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / _TABLE).unlink(missing_ok=True)
+                file = opened.enter_context((folder / _FEATURES).open("wb"))
             for photo in done:
                 rows.append(photo.row)
                 shares.append(photo.shares)
                 n_verified += photo.n_pairs
-                kept.append(photo.features)
+                if file is None:
+                    kept.append(photo.features)
+                else:
+                    file.write(photo.features.tobytes())
         if not rows:
             raise DatasetError(
                 f"none of {len(pairs)} pairs of photos was verified with {min_inliers} inliers or "

@@ -386,3 +386,8 @@ def test_weights_in_the_package_are_whole_and_say_what_they_are(name, monkeypatc
     with weights_module.package_file(name) as path:
         assert path is not None and path.stat().st_size <= 20e6
     assert DelfExtractor().weights == weights_module.DEFAULT_WEIGHTS == weights_module.SHIPPED[0]
+
+
+def test_from_pretrained_takes_the_name_of_weights_in_the_package():
+    extractor = DelfExtractor.from_pretrained(weights_module.DEFAULT_WEIGHTS)
+    assert extractor.weights == weights_module.DEFAULT_WEIGHTS

@@ -278,9 +278,12 @@ def test_a_run_that_stopped_goes_on_to_the_last_bit(
 
 def test_another_run_in_the_same_folder_is_refused(fitted, halves, matched, weights_path):
     _, output = fitted
+    kept = output / "cells" / "cells.json"
+    before = kept.read_bytes()
     other = {**OPTIONS, "n_cells": 50, "matched": matched, "output": output}
     with pytest.raises(CheckpointError, match="n_cells"):
         InlierAttentionTrainer(weights_path, **other).fit(halves)
+    assert kept.read_bytes() == before, "what was computed for the other run is gone"
 
 
 def test_unreadable_photos_are_left_out(halves, matched, weights_path, tmp_path):

@@ -103,9 +103,11 @@ def refuse_other_run(folder: Path, settings: Mapping[str, Any]) -> None:
     place = latest_path(folder)
     if place is None:
         return
-    with contextlib.suppress(OSError, ValueError, KeyError):  # the loop says what is damaged
+    try:
         held = json.loads((place / "state.json").read_text(encoding="utf-8"))["settings"]
-        refuse_differences(held, settings, str(folder))
+    except (OSError, ValueError, KeyError):  # the loop says what is damaged
+        return
+    refuse_differences(held, settings, str(folder))
 
 
 def _as_curves(columns: tuple[str, ...], rows: list[tuple[float, ...]]) -> dict[str, NDArray[Any]]:

@@ -76,7 +76,8 @@ class Weights:
     (x - mean) / std. attention, pca : the optional parts, empty where absent; a PCA without
     variances has zeros for them. sha256 : of names and contents of all tensors, whatever the file
     format. score_scale : the attention score is softplus times this, which gives the threshold
-    beta its meaning. recipe : how they were trained, any JSON object.
+    beta its meaning. score_meaning : what that attention score then is, in words, "" where nobody
+    said. recipe : how they were trained, any JSON object.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Weights:
     provenance: str
     licence: str
     score_scale: float = 1.0
+    score_meaning: str = ""
     recipe: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -113,6 +115,7 @@ class Weights:
             "provenance": self.provenance,
             "licence": self.licence,
             "score_scale": self.score_scale,
+            "score_meaning": self.score_meaning,
             "recipe": self.recipe,
         }
 
@@ -258,6 +261,7 @@ def _check_meta(meta: Mapping[str, Any], shown: str) -> dict[str, Any]:
         "provenance": str(meta["provenance"]),
         "licence": str(meta.get("licence", "unknown")),
         "score_scale": numbers("score_scale", meta.get("score_scale", 1.0), 1, True)[0],
+        "score_meaning": str(meta.get("score_meaning", "")),
         "recipe": recipe,
     }
 

@@ -27,7 +27,13 @@ from delfsearch.training.loop import Job
 from delfsearch.training.processes import Processes
 
 WEIGHTS_NAME, LEFT_OUT_NAME = "weights.safetensors", "left_out.csv"
+# What an attention score means, by what taught it. Any other training ends what it meant before.
+SCORE_MEANINGS = {
+    "inlier attention": "-log(1 - p), p the estimated share of a photo's verified pairs in which "
+    "the cell ends up as an inlier",
+}
 _SHOWN = 3
+_STARTED = "started from "
 
 
 def conclude(
@@ -38,11 +44,13 @@ def conclude(
     photos: LabelledPhotos,
     folder: Path | None,
     processes: Processes,
+    *,
+    licence: str | None = None,
 ) -> None:
     """Set a trainer's weights_ and curves_, and write them into its folder.
 
-    learned : the weights. job, rows : what loop.run ran and returned. photos : learned from. The
-    trainer has its n_steps_ and left_out_.
+    learned : the weights. job, rows : what loop.run ran and returned. photos : learned from.
+    licence : of the photos. The trainer has its n_steps_ and left_out_.
     """
     mode = job.settings["mode"]
     trainer.weights_ = dataclasses.replace(
@@ -53,6 +61,8 @@ def conclude(
             f"{learned.provenance}; then {mode} trained in {trainer.n_steps_} steps on "
             f"{len(photos)} photos of {len(photos.classes)} classes ({photos.source})"
         ),
+        licence=_licence(learned, licence),
+        score_meaning=SCORE_MEANINGS.get(mode, ""),
         recipe={"delfsearch": __version__, "before": learned.recipe, **job.settings},
     )
     trainer.curves_ = _as_curves(job.columns, rows)
@@ -68,6 +78,23 @@ def conclude(
             "checkpoint is there: free some space and run the same again"
         ) from error
     _write_left_out(folder / LEFT_OUT_NAME, trainer.left_out_)
+
+
+def check_licence(licence: str | None) -> None:
+    """Refuse what cannot stand as the photos' licence, before the work."""
+    if licence is not None and not (isinstance(licence, str) and licence.strip()):
+        raise ValueError(
+            f"licence must say in words that of the photos, or be None; got {licence!r}"
+        )
+
+
+def _licence(before: Weights, photos: str | None) -> str:
+    """Name the licences of what the weights started from and of the photos."""
+    begun = before.licence
+    if not begun.startswith(_STARTED):
+        begun = f"{_STARTED}{Path(before.name).name}: {begun}"
+    trained = f"; photos trained on: {'not stated' if photos is None else photos.strip()}"
+    return begun if begun.endswith(trained) else begun + trained
 
 
 def save_learned(trainer: Any, path: str | os.PathLike[str], half: bool) -> Path:

@@ -25,6 +25,7 @@ from delfsearch.training.optimization import Optimization
 from delfsearch.training.photo_store import PhotoStore
 from delfsearch.training.processes import Processes, make_processes
 from delfsearch.training.results import (
+    check_licence,
     conclude,
     left_out_text,
     refuse_other_run,
@@ -74,11 +75,18 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
     run: RunOptions | None
 
     def fit(
-        self, photos: LabelledPhotos, y: Any = None, *, progress: ProgressCallback | None = None
+        self,
+        photos: LabelledPhotos,
+        y: Any = None,
+        *,
+        licence: str | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Any:
         """Train; go on where an earlier run with the same output folder stopped; return self.
 
         photos : what to learn from, at least two photos of each class that is not varied.
+        licence : of the photos, in words, for the weights' own: what these started from and its
+            licence, then this; "not stated" if omitted.
         progress : called as progress(what, done, total), what being "photos", "features", "steps".
         Raises DatasetError for classes with too few photos; CheckpointError where output holds a
         run of other settings or photos, or there is no space; WeightsError.
@@ -88,6 +96,7 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
                 "photos must be LabelledPhotos, as read_photos returns; got "
                 f"{type(photos).__name__}"
             )
+        check_licence(licence)
         views = self.default_views() if self.views is None else self.views
         optimization = self.optimization or self.default_optimization()
         options = self.run or RunOptions()
@@ -141,7 +150,7 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
         self.left_out_ = [
             (photos.paths[row], str(error)) for row, error in sorted(store.unreadable.items())
         ]
-        conclude(self, learned(), job, rows, photos, folder, processes)
+        conclude(self, learned(), job, rows, photos, folder, processes, licence=licence)
         if len(self.left_out_) > known:  # some more were found on the way
             logger.warning(left_out_text(self.left_out_, len(photos)))
         return self

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 
 import numpy as np
 import pytest
@@ -280,6 +281,34 @@ def test_matched_photos_come_back_from_disk(photos, tmp_path):
         matched.save(tmp_path / "pairs.json")
 
 
+def test_matched_photos_are_written_whole_or_not_at_all(photos, tmp_path, monkeypatch):
+    matched = dataclasses.replace(matched_of(photos), key={"random_state": 3})
+    path = tmp_path / "not" / "there" / "pairs.npz"
+    matched.save(path)
+    assert MatchedPhotos.load(path).key == {"random_state": 3}
+    assert matched.fingerprint() == matched_of(photos).fingerprint()
+    before = path.read_bytes()
+
+    def full(file, **arrays):
+        file.write(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space left"):
+        matched.save(path)
+    assert [file.name for file in path.parent.iterdir()] == ["pairs.npz"]
+    assert path.read_bytes() == before
+
+
+def test_matched_photos_of_the_first_version_are_read(photos, tmp_path):
+    matched = matched_of(photos)
+    fields = ("pairs", "sizes", "zooms", "offsets", "points")
+    arrays = {name: getattr(matched, name) for name in fields}
+    np.savez(tmp_path / "old.npz", names=np.array(matched.names), **arrays)
+    found = MatchedPhotos.load(tmp_path / "old.npz")
+    assert found.fingerprint() == matched.fingerprint() and found.key is None
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [
@@ -327,6 +356,17 @@ def test_photos_of_one_thing_are_matched(tmp_path):
     assert np.median(np.abs(points[:, 2:] - expected)) < 2
     again = match_photos(photos, matchers=(CONGAS,), n_jobs=2, max_points=40)
     assert again.fingerprint() == matched.fingerprint()
+
+
+def test_photos_that_cannot_be_matched_because_unreadable_are_named(tmp_path, caplog):
+    for name in ("a.png", "b.png"):
+        drawing(0, 300, 240).save(tmp_path / name)
+    (tmp_path / "c.png").write_bytes(b"no photo")
+    names = ("a.png", "b.png", "c.png")
+    photos = LabelledPhotos.from_names(names, ["x"] * 3, root=tmp_path)
+    matched = match_photos(photos, matchers=(CONGAS,), n_jobs=1)
+    assert matched.names == ("a.png", "b.png")
+    assert "left out 1 of 3 photos that cannot be read" in caplog.text and "c.png" in caplog.text
 
 
 def test_nothing_to_match_is_an_error(photos):

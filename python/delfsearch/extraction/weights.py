@@ -311,7 +311,7 @@ def _n_rows(arrays: Mapping[str, NDArray[Any]], key: str, row: tuple[int, ...], 
     if shape[1:] != row or shape[0] < 1:
         wanted = ", ".join(["n", *map(str, row)])
         raise WeightsError(f"{shown}: {key} must have shape ({wanted}), n at least 1; got {shape}")
-    return shape[0]
+    return int(shape[0])
 
 
 def _part_reader(

@@ -234,6 +234,51 @@ def test_weights_without_a_pca_begin_with_that_of_the_first_batch(photos, tmp_pa
     assert np.allclose(np.abs((first.double().numpy() * right[:5]).sum(1)), 1, atol=1e-4)
 
 
+@pytest.mark.parametrize("n_negatives", [0, 10])
+def test_few_negatives_leave_the_components_in_order(weights_path, photos, n_negatives):
+    rng = np.random.default_rng(1)
+    views = torch.from_numpy(rng.integers(0, 256, (6, 64, 64, 3), np.uint8))
+    points = torch.from_numpy(rng.uniform(8, 56, (40, 4)).astype(np.float32))
+    pair_of = torch.from_numpy(np.repeat([0, 1, 2], [10, 10, 20]))
+    trunk = TrainableTrunk(load_weights(weights_path), trainable="layer3", batch_norm="frozen")
+    torch.manual_seed(0)
+    reduction = Reduction(torch.rand(1024) * 0.02, torch.randn(6, 1024))
+    few, none = (
+        ContrastiveModel(
+            trunk, reduction, side=64, n_negatives=n, temperature=0.1, exclusion=1.5
+        ).train()
+        for n in (n_negatives, 0)
+    )
+    for step in range(3):
+        classes = torch.arange(3) + 3 * step
+        losses = [float(m(views, points, pair_of, classes)[0].detach()) for m in (few, none)]
+        # What is kept for the axes alone is no negative.
+        assert (losses[0] > losses[1]) == bool(step and n_negatives)
+        assert losses[0] == losses[1] or (step and n_negatives)
+    turned = few.reduction_tensors()
+    variances = turned["pca.explained_variance"]
+    assert variances.min() > 0 and (variances[:-1] >= variances[1:]).all()
+
+
+def test_matched_photos_of_other_photos_are_refused(weights_path, photos):
+    other = dataclasses.replace(matched_of(photos), names=tuple("abcdefghijkl"))
+    with pytest.raises(DatasetError, match="none of 2 matched pairs is of the 12 photos"):
+        ContrastiveTrainer(weights_path, **OPTIONS, matched=other).fit(photos)
+
+
+def test_one_class_will_do_whether_or_not_all_of_it_can_be_read(weights_path, photos, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    files = [*(str(photos.file(i)) for i in range(3)), str(tmp_path / "broken.jpg")]
+    one = {**OPTIONS, "optimization": dataclasses.replace(OPTIMIZATION, epochs=1)}
+    for n in (3, 4):
+        alike = LabelledPhotos.from_names(files[:n], ["one"] * n)
+        trainer = ContrastiveTrainer(weights_path, **one).fit(alike)
+        assert [path for path, _ in trainer.left_out_] == files[3:n]
+    alike = LabelledPhotos.from_names(files[2:], ["one"] * 2)
+    with pytest.raises(DatasetError, match="at least two readable photos; of 2 photos 1 cannot"):
+        ContrastiveTrainer(weights_path, **one).fit(alike)
+
+
 def test_photos_of_one_class_each_and_unreadable_ones_do(weights_path, photos, tmp_path):
     names = [f"class {i}" for i in range(len(photos))]
     files = [str(photos.file(i)) for i in range(len(photos))]

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import resource
 import sys
 
 import numpy as np
 import pytest
 
 from delfsearch import plotting
-from delfsearch.training import curves, read_curves
+from delfsearch.training import CheckpointError, curves, read_curves
 from delfsearch.training.curves import COLUMNS, JOINT_COLUMNS, CurveWriter
 
 
@@ -47,6 +48,25 @@ def test_half_a_row_of_a_killed_run_does_no_harm(tmp_path):
     assert read_curves(tmp_path)["step"].tolist() == [1, 2, 3, 4, 5]
     write(tmp_path, 5, 6, done=4)
     assert read_curves(tmp_path)["step"].tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_full_disk_is_said(tmp_path):
+    writer = CurveWriter(tmp_path, COLUMNS, done=0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # the system itself refuses
+    try:
+        with pytest.raises(
+            CheckpointError, match=r"curves\.csv .*goes on from the last checkpoint"
+        ):
+            writer.add(rows(1, 9))
+        writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    write(tmp_path, 1, 9)
+    assert len(read_curves(tmp_path)["step"]) == 9
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(CheckpointError, match="training curves cannot be written"):
+        CurveWriter(tmp_path / "file", COLUMNS, done=0)
 
 
 def test_other_tables_are_refused(tmp_path):

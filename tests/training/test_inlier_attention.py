@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import collections
 import dataclasses
 
 import numpy as np
@@ -146,10 +147,24 @@ def test_cells_are_kept_for_the_same_key_alone(halves, weights_path, tmp_path, m
         with pytest.raises(TypeError):
             cells_of(halves, ALL_PAIRS, weights_path, key={"a": 3}, **options)
     # A file that was cut short is made anew.
+    (folder / "features.f2").unlink()  # first maps it
     (folder / "features.f2").write_bytes(b"\0" * 100)
     again = cells_of(halves, ALL_PAIRS, weights_path, key={"a": (1, 2)}, **options)
     assert np.array_equal(first.features, free.features) or len(again.rows) == len(free.rows)
     assert np.array_equal(again.features, free.features)
+
+
+def test_the_space_for_cells_is_checked_before_they_are_made(
+    halves, weights_path, tmp_path, monkeypatch, caplog
+):
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(cells_module.shutil, "disk_usage", lambda path: usage(0, 0, 10**5))
+    monkeypatch.setattr(cells_module, "matched_cells", None)  # nothing is matched
+    message = "cells of 6 photos take up to 0.0 GB in .*: free some space, or ask for fewer n_cells"
+    with caplog.at_level("INFO"), pytest.raises(CheckpointError, match=message):
+        cells_of(halves, ALL_PAIRS, weights_path, folder=tmp_path / "cells", n_cells=30)
+    assert "cells of matched photos: up to 0.0 GB" in caplog.text
+    assert not list((tmp_path / "cells").iterdir())
 
 
 def test_the_loss_is_the_cross_entropy_of_each_photo():
@@ -221,14 +236,25 @@ def test_a_head_learns_what_is_matched_and_says_its_share():
     assert torch.allclose(torch.nn.functional.softplus(logits.double()), -torch.log1p(-p))
 
 
-def test_a_head_that_learned_nothing_keeps_its_order():
+@pytest.mark.parametrize("all_alike", [False, True])
+def test_a_head_that_learned_nothing_keeps_its_order_and_meets_the_mean_share(all_alike, caplog):
     cells = planted()
-    rng = np.random.default_rng(5)
-    noise = np.where(cells.shares < 0, -1, rng.random(cells.shares.shape)).astype(np.float32)
-    slope, constant = _logistic(
-        InlierHead(random_state=2), cells._replace(shares=noise), torch.device("cpu")
-    )
-    assert slope > 0 and np.isfinite(constant)
+    head = InlierHead(random_state=2)
+    with torch.no_grad():
+        logits = head.logits(torch.from_numpy(cells.features)).double().numpy()
+    against = 0.3 if all_alike else logits.argsort(1).argsort(1)[:, ::-1] < 20
+    if not all_alike:  # those of the lowest logits are the matched ones
+        against = np.argsort(np.argsort(logits, 1), 1) < 20
+    shares = np.where(cells.shares < 0, -1, against).astype(np.float32)
+    if all_alike:
+        head.conv2.weight.data.zero_()
+        logits = np.zeros_like(logits)
+    slope, constant = _logistic(head, cells._replace(shares=shares), torch.device("cpu"))
+    there = shares >= 0
+    p = 1 / (1 + np.exp(-(slope * logits + constant)))[there]
+    assert slope == 1.0
+    assert p.mean() == pytest.approx(shares[there].mean(), rel=1e-6)
+    assert "ranks matched cells no better than others" in caplog.text
 
 
 @pytest.fixture(scope="module")

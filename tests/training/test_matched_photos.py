@@ -91,6 +91,17 @@ def test_photos_of_one_thing_are_matched(tmp_path):
     assert again.fingerprint() == matched.fingerprint()
 
 
+def test_photos_that_cannot_be_matched_because_unreadable_are_named(tmp_path, caplog):
+    for name in ("a.png", "b.png"):
+        drawing(0, 300, 240).save(tmp_path / name)
+    (tmp_path / "c.png").write_bytes(b"no photo")
+    names = ("a.png", "b.png", "c.png")
+    photos = LabelledPhotos.from_names(names, ["x"] * 3, root=tmp_path)
+    matched = match_photos(photos, matchers=(CONGAS,), n_jobs=1)
+    assert matched.names == ("a.png", "b.png")
+    assert "left out 1 of 3 photos that cannot be read" in caplog.text and "c.png" in caplog.text
+
+
 def test_nothing_to_match_is_an_error(photos):
     with pytest.raises(DatasetError, match="no two photos"):
         match_photos(photos, matchers=(dataclasses.replace(CONGAS, min_inliers=9999),), n_jobs=1)

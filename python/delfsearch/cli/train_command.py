@@ -32,6 +32,7 @@ from delfsearch.cli.training_arguments import (
     DEFAULT_WEIGHTS,
     add_photos,
     add_training,
+    check_target,
     optimization_of,
     read_labelled,
     reads_labels,
@@ -78,7 +79,7 @@ def add_parsers(commands: Any) -> None:
     }
     for mode, text in helps.items():
         sub = modes.add_parser(mode, help=text, description=text.capitalize() + ".")
-        add_photos(sub)
+        add_photos(sub, small_classes=mode not in _BY_MATCHING)
         sub.add_argument(
             "--out", required=True, metavar="DIR", help="for weights, curves and checkpoints"
         )
@@ -89,7 +90,11 @@ def add_parsers(commands: Any) -> None:
             add_inlier_options(sub)
         else:
             _add_views(sub, mode)
-        add_training(sub)
+        add_training(
+            sub,
+            classifies=mode not in _BY_MATCHING,
+            keeps_photos=mode != "inlier-attention",
+        )
         sub.set_defaults(run=_train, mode=mode)
     add_match(modes)
     add_recipe(modes)
@@ -126,9 +131,7 @@ def _add_mode(parser: argparse.ArgumentParser, mode: str) -> None:
         )
     if mode in ("descriptor", "contrastive"):
         return
-    group.add_argument(
-        "--pooling", choices=("sum", "mean"), default="sum", help="over the cells; default sum"
-    )
+    group.add_argument("--pooling", choices=("sum", "mean"), help="over the cells; default sum")
     group.add_argument("--normalize", action="store_true", help="pool L2-normalised features")
     group.add_argument(
         "--head-batch-norm", action="store_true", help="batch normalisation in the head"
@@ -186,7 +189,7 @@ def _add_reduction(modes: Any) -> None:
         description="Learn the reduction (L2, PCA, L2) on the features of a sample of photos, and "
         "write the weights with it into a file.",
     )
-    add_photos(parser)
+    add_photos(parser, small_classes=False)
     parser.add_argument("--out", required=True, metavar="FILE.safetensors", help="file to write")
     group = parser.add_argument_group("what is trained")
     group.add_argument(
@@ -255,8 +258,7 @@ def _is_first() -> bool:
 def _reduction(arguments: argparse.Namespace) -> int:
     from delfsearch.training import ReductionTrainer
 
-    if not arguments.out.endswith(".safetensors"):
-        raise CommandError(f"--out must end in .safetensors; got {arguments.out}")
+    check_target(arguments.out, ".safetensors")
     labelled = reads_labels(arguments)
     photos: Any = read_labelled(arguments) if labelled else photo_files(arguments.photos)
     trainer = ReductionTrainer(
@@ -306,8 +308,10 @@ def _trainer(arguments: argparse.Namespace, weights: str) -> Any:
     options["views"] = _views(arguments)
     if arguments.mode == "descriptor":
         return DescriptorTrainer(weights, **options)
+    if arguments.official and arguments.pooling == "sum":
+        raise CommandError("--official means --pooling mean; got --pooling sum")
     options |= {
-        "pooling": "mean" if arguments.official else arguments.pooling,
+        "pooling": "mean" if arguments.official else arguments.pooling or "sum",
         "normalize": arguments.official or arguments.normalize,
         "head_batch_norm": arguments.official or arguments.head_batch_norm,
     }

@@ -43,6 +43,20 @@ class Checkpoint:
     state: dict[str, Any]
 
 
+def make_folder(folder: Path) -> Path:
+    """Return a folder, made if it is not there. Raises CheckpointError where it cannot be one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        usable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise CheckpointError(
+            f"output folder {folder} cannot be made ({error.strerror or error}); give another"
+        ) from error
+    if not usable:
+        raise CheckpointError(f"output folder {folder} may not be written to; give another")
+    return folder
+
+
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint into a folder, then remove those before it; return its path.
 
@@ -80,9 +94,9 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
                 "Free some and run the same again"
             )
         raise CheckpointError(f"checkpoint {place} cannot be written, {kept} ({why})") from error
-    for _, other in _all(folder):
-        if other != place:
-            _remove(other, quietly=True)
+    leftovers = folder.glob(f"{_PREFIX}*.part")  # of writers that were killed
+    for other in [*(path for _, path in _all(folder) if path != place), *leftovers]:
+        _remove(other, quietly=True)
     return place
 
 

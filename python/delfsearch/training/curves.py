@@ -5,14 +5,17 @@ Losses are written with all their digits, so that two curves can be compared to 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from delfsearch.training.checkpoint import CheckpointError
 
 FILE_NAME = "curves.csv"
 COLUMNS = ("step", "epoch", "loss", "accuracy", "learning_rate", "seconds")
@@ -25,41 +28,56 @@ class CurveWriter:
 
     columns : COLUMNS or JOINT_COLUMNS; step counts those that are done, from 1. done : steps that
         are kept of what is there, for a run that goes on. tensorboard : write its event files too,
-        in the subfolder tensorboard. Raises ImportError that names the extra where it is absent.
+        in the subfolder tensorboard. Raises ImportError that names the extra where it is absent;
+        like add, CheckpointError where nothing can be written.
     """
 
     def __init__(
         self, folder: Path, columns: Sequence[str], *, done: int, tensorboard: bool = False
     ) -> None:
         self.columns = tuple(columns)
-        path = folder / FILE_NAME
-        kept = _rows_until(path, done) if done else []
-        part = path.with_name(path.name + ".part")
-        with part.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([self.columns, *kept])
-        os.replace(part, path)
-        self._file = path.open("a", newline="", encoding="utf-8")
+        self._path = folder / FILE_NAME
         self._events: Any = None
-        if tensorboard:
-            self._events = _event_writer(folder / "tensorboard", done)
+        with self._written():
+            kept = _rows_until(self._path, done) if done else []
+            part = self._path.with_name(FILE_NAME + ".part")
+            with part.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([self.columns, *kept])
+            os.replace(part, self._path)
+            self._file = self._path.open("a", newline="", encoding="utf-8")
+            if tensorboard:
+                self._events = _event_writer(folder / "tensorboard", done)
 
     def add(self, rows: Sequence[Sequence[float]]) -> None:
         """Append rows, and hand them to the system."""
-        csv.writer(self._file).writerows([repr(value) for value in row] for row in rows)
-        self._file.flush()
-        if self._events is not None:
-            for row in rows:
-                values = dict(zip(self.columns, row))
-                for name, value in values.items():
-                    if name not in _WHOLE:
-                        self._events.add_scalar(name, value, int(values["step"]))
-            self._events.flush()
+        with self._written():
+            csv.writer(self._file).writerows([repr(value) for value in row] for row in rows)
+            self._file.flush()
+            if self._events is not None:
+                for row in rows:
+                    values = dict(zip(self.columns, row))
+                    for name, value in values.items():
+                        if name not in _WHOLE:
+                            self._events.add_scalar(name, value, int(values["step"]))
+                self._events.flush()
 
     def close(self) -> None:
-        """Close the files."""
-        self._file.close()
+        """Close the files; add has written all that was added, or has said that it could not."""
+        with contextlib.suppress(OSError):
+            self._file.close()
         if self._events is not None:
-            self._events.close()
+            with contextlib.suppress(OSError):
+                self._events.close()
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"training curves cannot be written to {self._path} ({error.strerror or error}); "
+                "free some space and run the same again: it goes on from the last checkpoint"
+            ) from error
 
 
 def read_curves(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +30,8 @@ from delfsearch.features import LocalFeatures
 from delfsearch.training.checkpoint import CheckpointError
 from delfsearch.training.draws import Purpose, generator
 from delfsearch.training.labelled import LabelledPhotos
+
+logger = logging.getLogger("delfsearch")
 
 # Dimensions to match by, where there are as many; more only take longer.
 _N_COMPONENTS = 40
@@ -73,7 +77,7 @@ def match_cells(
     folder : keeps the cells, and gives them back where key, JSON-able, is the same.
     progress : called as progress("cells", done, total), of the pairs.
     Photos without a verified pair are left out. Raises DatasetError where no pair is verified,
-    CheckpointError where the folder has no space.
+    CheckpointError where the folder has no space for the cells of all photos.
     """
     if folder is not None and (found := _read(folder, key, n_cells)) is not None:
         return found
@@ -98,11 +102,10 @@ def match_cells(
         progress,
     )
     try:
+        _make_space(folder, len({row for pair in pairs for row in pair}), n_cells)
         with contextlib.ExitStack() as opened:
             file = None
             if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / _TABLE).unlink(missing_ok=True)
                 file = opened.enter_context((folder / _FEATURES).open("wb"))
             for photo in done:
                 rows.append(photo.row)
@@ -143,6 +146,24 @@ def match_cells(
         n_verified // 2,
         tuple(sorted(unreadable.items())),
     )
+
+
+def _make_space(folder: Path | None, n_photos: int, n_cells: int) -> None:
+    """Say how much the cells may take; refuse a folder that has less."""
+    needed = n_photos * n_cells * 2 * N_CHANNELS
+    where = "memory" if folder is None else folder
+    logger.info("cells of matched photos: up to %.1f GB in %s", needed / 1e9, where)
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in (_TABLE, _FEATURES, _SHARES):  # of another key, or cut short
+        (folder / stale).unlink(missing_ok=True)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise CheckpointError(
+            f"the cells of {n_photos} photos take up to {needed / 1e9:.1f} GB in {folder}, "
+            f"{free / 1e9:.1f} GB are free: free some space, or ask for fewer n_cells"
+        )
 
 
 def all_cells_of(weights: str | os.PathLike[str], **options: Any) -> DelfExtractor:

@@ -202,6 +202,7 @@ def _recipe(arguments: argparse.Namespace) -> int:
             precision=arguments.precision,
             random_state=arguments.seed,
             run=run_options(arguments),
+            licence=arguments.licence,
             progress=shown.update,
             **options,
         )

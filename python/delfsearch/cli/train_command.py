@@ -30,6 +30,7 @@ from delfsearch.cli.output import answer, say
 from delfsearch.cli.progress import StagedProgress
 from delfsearch.cli.training_arguments import (
     DEFAULT_WEIGHTS,
+    add_licence,
     add_photos,
     add_training,
     check_target,
@@ -209,6 +210,7 @@ def _add_reduction(modes: Any) -> None:
     )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="random_state; default 0")
     group.add_argument("--half", action="store_true", help="weights in half precision")
+    add_licence(group)
     add_machine_options(group)
     parser.set_defaults(run=_reduction)
 
@@ -224,7 +226,9 @@ def _train(arguments: argparse.Namespace) -> int:
         say(f"{len(photos)} photos of {len(photos.classes)} classes")
     shown = StagedProgress(progress_interval(arguments))
     try:
-        trainer = _trainer(arguments, weights).fit(photos, progress=shown.update)
+        trainer = _trainer(arguments, weights).fit(
+            photos, licence=arguments.licence, progress=shown.update
+        )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             "interrupted; the same command goes on from the last checkpoint"
@@ -272,7 +276,7 @@ def _reduction(arguments: argparse.Namespace) -> int:
         device=arguments.device or "auto",
         n_jobs=-1 if arguments.threads is None else arguments.threads,
         random_state=arguments.seed,
-    ).fit(photos)
+    ).fit(photos, licence=arguments.licence)
     trainer.save(arguments.out, half=arguments.half)
     n_photos, n_descriptors = trainer.fit_sample_
     share = float(trainer.pca_.explained_variance_ratio_[: arguments.components].sum())

@@ -104,8 +104,19 @@ def _add_optimization(parser: argparse.ArgumentParser, classifies: bool) -> None
     group.add_argument("--sampling", choices=("photos", "classes"), help="how batches are drawn")
 
 
+def add_licence(group: Any) -> None:
+    """Add --licence."""
+    group.add_argument(
+        "--licence",
+        metavar="TEXT",
+        help="of the photos, for the weights' metadata, beside that of the weights begun with; "
+        "default: not stated",
+    )
+
+
 def _add_run(parser: argparse.ArgumentParser, results: bool, keeps_photos: bool) -> None:
     group = parser.add_argument_group("run")
+    add_licence(group)
     group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="random_state; default 0")
     if keeps_photos:

@@ -33,6 +33,7 @@ from delfsearch.training.optimization import Optimization
 from delfsearch.training.pair_batches import pairs_among
 from delfsearch.training.processes import make_processes
 from delfsearch.training.results import (
+    check_licence,
     conclude,
     left_out_text,
     output_folder,
@@ -186,10 +187,16 @@ class InlierAttentionTrainer(BaseEstimator):  # type: ignore[misc]
         )
 
     def fit(
-        self, photos: LabelledPhotos, y: Any = None, *, progress: ProgressCallback | None = None
+        self,
+        photos: LabelledPhotos,
+        y: Any = None,
+        *,
+        licence: str | None = None,
+        progress: ProgressCallback | None = None,
     ) -> InlierAttentionTrainer:
         """Train; go on where an earlier run with the same output folder stopped; return self.
 
+        licence : of the photos, as in DescriptorTrainer.fit.
         progress : called as progress(what, done, total), what being "cells" (pairs matched) or
             "steps".
         Raises DatasetError where no pair of matched is of these photos or none is verified;
@@ -201,6 +208,7 @@ class InlierAttentionTrainer(BaseEstimator):  # type: ignore[misc]
                 "photos must be LabelledPhotos, as read_photos returns; got "
                 f"{type(photos).__name__}"
             )
+        check_licence(licence)
         optimization = self.optimization or self.default_optimization()
         options = self.run or RunOptions()
         optimization.check()
@@ -273,7 +281,7 @@ class InlierAttentionTrainer(BaseEstimator):  # type: ignore[misc]
         learned = dataclasses.replace(
             weights, attention=head.head_tensors(slope, constant), score_scale=1.0
         )
-        conclude(self, learned, job, ran, photos, folder, processes)
+        conclude(self, learned, job, ran, photos, folder, processes, licence=licence)
         return self
 
     def save(self, path: PathLike, *, half: bool = False) -> Path:

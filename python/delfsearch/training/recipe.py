@@ -28,7 +28,7 @@ from delfsearch.training.matched_photos import MATCHERS, MatchedPhotos, Matcher,
 from delfsearch.training.optimization import Optimization
 from delfsearch.training.pair_batches import pairs_among
 from delfsearch.training.processes import refuse_several
-from delfsearch.training.results import WEIGHTS_NAME
+from delfsearch.training.results import WEIGHTS_NAME, check_licence
 from delfsearch.training.sources import photos_from_library_folder
 from delfsearch.training.trainer import PathLike, ProgressCallback
 from delfsearch.training.two_views import PairViews
@@ -53,6 +53,7 @@ def train_recipe(
     precision: str = "auto",
     random_state: int = 0,
     run: RunOptions | None = None,
+    licence: str | None = None,
     progress: ProgressCallback | None = None,
     attention_options: Mapping[str, Any] | None = None,
     **options: Any,
@@ -69,6 +70,7 @@ def train_recipe(
     matchers : see match_photos. options : of ContrastiveTrainer, like what is not named here.
     attention_options : of InlierAttentionTrainer, which comes after it. Where nothing was matched,
         the weights have no attention.
+    licence : of the photos, as in DescriptorTrainer.fit.
     progress : called as progress(what, done, total), what beginning with "final" or "fold k".
     Returns the files written. The recipe in each says which scenes were held out and which photos
         were trained on.
@@ -80,6 +82,7 @@ def train_recipe(
         "the recipe",
         "; or train its stages, contrastive and inlier-attention, one by one in several",
     )
+    check_licence(licence)
     check_integer(random_state, "random_state", minimum=0, maximum=2**63 - 1)
     if check_integer(n_folds, "n_folds", minimum=0) == 1:
         raise ValueError("n_folds must be 0, or at least 2; got 1: nothing would be trained on")
@@ -124,7 +127,7 @@ def train_recipe(
             **options,
         )
         logger.info("%s: %d photos of %d classes", name, len(labelled), len(labelled.classes))
-        trainer.fit(labelled, progress=_named(name, progress))
+        trainer.fit(labelled, licence=licence, progress=_named(name, progress))
         left_out = {path for path, _ in trainer.left_out_}
         learned = trainer.weights_
         if pairs is not None:
@@ -138,6 +141,7 @@ def train_recipe(
                     "run": run,
                     **(attention_options or {}),
                 },
+                licence,
                 _named(name, progress),
             )
         recipe = {
@@ -158,6 +162,7 @@ def _with_attention(
     photos: LabelledPhotos,
     matched: MatchedPhotos,
     options: Mapping[str, Any],
+    licence: str | None,
     progress: ProgressCallback | None,
 ) -> Weights:
     """Return the weights in a folder with an attention head, or without where none can be."""
@@ -166,7 +171,7 @@ def _with_attention(
         weights, matched=matched, output=trained / ATTENTION_NAME, **options
     )
     try:
-        trainer.fit(photos, progress=progress)
+        trainer.fit(photos, licence=licence, progress=progress)
     except DatasetError as error:
         logger.warning("%s: weights without attention: %s", trained.name, error)
         return load_weights(weights)

@@ -62,7 +62,7 @@ def conclude(
             f"{learned.provenance}; then {mode} trained in {trainer.n_steps_} steps on "
             f"{len(photos)} photos of {len(photos.classes)} classes ({photos.source})"
         ),
-        licence=_licence(learned, licence),
+        licence=trained_licence(learned, licence),
         score_meaning=SCORE_MEANINGS.get(mode, ""),
         recipe={
             "delfsearch": __version__,
@@ -109,7 +109,7 @@ def check_licence(licence: str | None) -> None:
         )
 
 
-def _licence(before: Weights, photos: str | None) -> str:
+def trained_licence(before: Weights, photos: str | None) -> str:
     """Name the licences of what the weights started from and of the photos."""
     begun = before.licence
     if not begun.startswith(_STARTED):

@@ -126,8 +126,8 @@ class InlierAttentionTrainer(BaseEstimator):  # type: ignore[misc]
     Matched photos are matched again with all cells of their pyramids, nothing selected, and
     verified. The head learns to rank the cells of a photo by the share of its verified pairs in
     which they are inliers; then its logits are scaled so that they are those of that share, p, over
-    the photos trained on. Its score is -log(1 - p): a score_threshold of 0.69 keeps cells of
-    p >= 1/2.
+    the photos trained on. Its score is -log(1 - p), so that a score_threshold of 0.1 drops
+    cells of p below about one in ten.
     weights, output, precision, random_state, run : as in DescriptorTrainer; the weights' own PCA
         reduces what is matched.
     matched : MatchedPhotos, whose pairs are used, see match_photos; pairs of photos that fit is not

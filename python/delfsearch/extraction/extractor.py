@@ -17,11 +17,12 @@ from sklearn.exceptions import NotFittedError
 from delfsearch._validation import check_integer, check_n_jobs, check_real, check_seed
 from delfsearch.errors import PhotoError, WeightsError
 from delfsearch.extraction import pretrained
+from delfsearch.extraction.batches import BatchedExtraction, Opened, run_in_windows
 from delfsearch.extraction.network import N_CHANNELS
 from delfsearch.extraction.photo_lists import check_photos, sample_photos
 from delfsearch.extraction.photos import DEFAULT_MAX_PIXELS, has_texture, open_photo
 from delfsearch.extraction.pipeline import one_torch_thread, run_in_order
-from delfsearch.extraction.pyramid import MIN_SIDE, Level, pyramid, resolve_scales
+from delfsearch.extraction.pyramid import MIN_SIDE, Level, own_level, pyramid, resolve_scales
 from delfsearch.extraction.reduction import PcaReduction, l2_normalize
 from delfsearch.extraction.runtime import Cells, Runtime
 from delfsearch.extraction.selection import Selected, select
@@ -49,13 +50,6 @@ class ScoreLevel(NamedTuple):
     keypoints_xy: NDArray[np.float32]
 
 
-class _Opened(NamedTuple):
-    """size : (width, height) of the original photo. border_cells : left out of its levels."""
-
-    size: tuple[int, int]
-    border_cells: int
-
-
 class DelfExtractor(BaseEstimator):  # type: ignore[misc]
     """Extract DELF features: dense conv4_x features of an image pyramid, the best kept, reduced.
 
@@ -74,7 +68,8 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
         few others (docs/extraction.md). Photos that have no others keep theirs.
     n_components : dimensions of the descriptors; None keeps all 1,024, only L2-normalised.
     whiten : divide principal components by their standard deviations.
-    precision : "fp32", "bf16" (where the processor has it), or "auto", see runtime.py.
+    precision : "fp32", "bf16" (where the processor has it), "int8" (faster, a little less exact,
+        see docs/extraction.md), or "auto": bf16 or fp32, see runtime.py.
     device : "auto" (a GPU if there is one), "cpu", "cuda", ...
     max_pixels : larger files are refused as decompression bombs.
     n_fit_photos : photos that fit samples to learn the PCA from.
@@ -235,7 +230,10 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
         with one_torch_thread():
             start = clock()
             size, levels = self._read(photo)
-            cells = [runtime.cells(level, size, best=self.max_features) for level in levels]
+            trunk = runtime.trunk_for(own_level(levels).rgb)
+            cells = [
+                runtime.cells(level, size, best=self.max_features, trunk=trunk) for level in levels
+            ]
             select(cells, max_features=self.max_features, iou_threshold=1.0)
             return clock() - start
 
@@ -247,11 +245,12 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
         self._check_parameters()
         runtime = self._runtime()
         size, levels = self._read(photo)
+        trunk = runtime.trunk_for(own_level(levels).rgb)
         return [
             ScoreLevel(
                 level.scale,
-                runtime.score_grid(level),
-                runtime.geometry(level.image.size, size)[0],
+                runtime.score_grid(level, trunk),
+                runtime.geometry(level.size, size)[0],
             )
             for level in levels
         ]
@@ -413,24 +412,26 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
         # Without suppression only the best max_features of a level can be among the photo's.
         best = self.max_features if self.iou_threshold == 1.0 else None
 
-        def compute(photo: _Opened, level: Level) -> Cells:
+        def compute(photo: Opened, level: Level) -> Cells:
             return runtime.cells(
                 level,
                 photo.size,
                 score_threshold=self.score_threshold,
                 best=best,
                 border_cells=photo.border_cells,
+                trunk=photo.trunk,
             )
 
-        def read(photo: Any) -> tuple[_Opened, list[Level]]:
+        def read(photo: Any) -> tuple[Opened, list[Level]]:
             size, levels = self._read(photo)
             inner = any(runtime.n_inner_cells(level, self.border_cells) for level in levels)
-            opened = _Opened(size, self.border_cells if inner else 0)
-            # Looked for at the photo's own scale, or just below: enlarging smooths.
-            own = [level for level in levels if level.scale <= 1.0] or levels[:1]
-            return opened, levels if has_texture(own[-1].image) else []
+            border_cells = self.border_cells if inner else 0
+            own = own_level(levels).rgb
+            if not has_texture(own):
+                return Opened(size, border_cells), []
+            return Opened(size, border_cells, runtime.trunk_for(own)), levels
 
-        def finish(photo: _Opened, cells: list[Cells]) -> tuple[Selected, tuple[int, int]]:
+        def finish(photo: Opened, cells: list[Cells]) -> tuple[Selected, tuple[int, int]]:
             if not cells:
                 return Selected.none(), photo.size
             selected = select(
@@ -438,6 +439,19 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
             )
             return selected, photo.size
 
+        if runtime.device.type != "cpu":
+            return run_in_windows(
+                photos,
+                read=read,
+                extraction=BatchedExtraction(
+                    runtime,
+                    max_features=self.max_features,
+                    iou_threshold=self.iou_threshold,
+                    score_threshold=self.score_threshold,
+                    best=best,
+                ),
+                n_readers=check_n_jobs(self.n_jobs) or os.cpu_count() or 1,
+            )
         return run_in_order(
             photos, read=read, compute=compute, finish=finish, n_workers=self._n_workers()
         )

@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from delfsearch._validation import check_choice
+from delfsearch.extraction.int8 import Int8Trunk, processor_has_int8
 from delfsearch.extraction.network import FoldedTrunk, layers
-from delfsearch.extraction.pyramid import Level
+from delfsearch.extraction.pyramid import MIN_SIDE, Level, resized
 from delfsearch.extraction.receptive_field import receptive_field, to_photo_pixels
 from delfsearch.extraction.scores import Scorer
+from delfsearch.extraction.strips import features_in_strips
 from delfsearch.extraction.weights import Weights
 
 PRECISIONS = ("auto", "fp32", "bf16")
+_CALIBRATION_SIDE = 256  # longer side of the copy of a photo that int8 takes its scales from
 
 
 class Cells(NamedTuple):
@@ -92,29 +95,77 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if available else torch.float32
 
 
+def make_trunk(weights: Weights, precision: str, device: torch.device) -> FoldedTrunk:
+    """Return the network for inference in a precision: what resolve_precision takes, or "int8".
+
+    "int8" is for processors: the larger part of the arithmetic in 8-bit integers, see int8.py, the
+    rest as "auto". On a GPU "auto" is bf16 where the GPU has it.
+    """
+    check_choice(precision, "precision", (*PRECISIONS, "int8"))
+    options: dict[str, Any] = {"bn_eps": weights.bn_eps, "input_std": weights.input_std}
+    if precision == "int8":
+        if device.type != "cpu" or not processor_has_int8():
+            raise ValueError(
+                "precision='int8' needs device='cpu', an x86 processor with AVX512_VNNI or "
+                "AVX_VNNI and torch 2.6 or later; use precision='auto'"
+            )
+        dtype = resolve_precision("auto", device)
+        return Int8Trunk(weights.tensors, weights.layout, dtype=dtype, **options)
+    if precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
+        precision = "bf16"
+    dtype = resolve_precision(precision, device)
+    return FoldedTrunk(weights.tensors, weights.layout, dtype=dtype, device=str(device), **options)
+
+
 class Runtime:
     """Trunk and scorer of one set of weights, on one device, in one precision."""
 
     def __init__(self, weights: Weights, *, score: str, precision: str, device: str) -> None:
         self.weights = weights
         self.device = resolve_device(device)
-        self.dtype = resolve_precision(precision, self.device)
+        self.trunk = make_trunk(weights, precision, self.device)
+        self.dtype = self.trunk.dtype
         self.layers = layers(weights.layout)
-        self.scorer = Scorer(score, weights.attention, self.device, score_scale=weights.score_scale)
-        self.trunk = FoldedTrunk(
-            weights.tensors,
-            weights.layout,
-            bn_eps=weights.bn_eps,
-            input_std=weights.input_std,
+        self.scorer = Scorer(
+            score,
+            weights.attention,
+            self.device,
+            score_scale=weights.score_scale,
             dtype=self.dtype,
-            device=str(self.device),
         )
-        self._mean = torch.tensor(weights.input_mean, device=self.device)[None, :, None, None]
+        self._mean = torch.tensor(weights.input_mean, device=self.device)
 
-    def dense(self, rgb: NDArray[np.uint8]) -> Tensor:
-        """Return the raw features (h', w', 1024) of an image (h, w, 3), in the trunk's dtype."""
-        x = torch.from_numpy(rgb).to(self.device).permute(2, 0, 1)[None].float()
-        return self.trunk(x.sub_(self._mean))[0].permute(1, 2, 0)
+    def trunk_for(self, rgb: NDArray[np.uint8]) -> FoldedTrunk:
+        """Return the network for the levels of a photo (h, w, 3): in int8 its scales depend on it.
+
+        A small copy of the photo serves, so the scale that it comes in does not matter.
+        """
+        if not isinstance(self.trunk, Int8Trunk):
+            return self.trunk
+        height, width = rgb.shape[:2]
+        ratio = _CALIBRATION_SIDE / max(height, width)
+        if ratio < 1:
+            rgb = resized(
+                rgb, tuple(max(MIN_SIDE, round(side * ratio)) for side in (width, height))
+            )
+        with torch.inference_mode():
+            return self.trunk.calibrated(torch.from_numpy(rgb), self._mean)
+
+    def dense(self, rgb: NDArray[np.uint8], trunk: FoldedTrunk | None = None) -> Tensor:
+        """Return the raw features (h', w', 1024) of an image (h, w, 3), in the trunk's dtype.
+
+        trunk : what trunk_for returned for the photo; None asks it for this image.
+        """
+        image = torch.from_numpy(rgb)
+        if self.device.type == "cpu":
+            trunk = trunk or self.trunk_for(rgb)
+            return features_in_strips(trunk, image, self._mean)[0].permute(1, 2, 0)
+        return self.dense_batch(image[None])[0]
+
+    def dense_batch(self, rgb: Tensor) -> Tensor:
+        """Return the raw features (n, h', w', 1024) of images (n, h, w, 3) uint8 of one size."""
+        x = rgb.to(self.device).permute(0, 3, 1, 2).float()
+        return self.trunk(x.sub_(self._mean[:, None, None])).permute(0, 2, 3, 1)
 
     def cells(
         self,
@@ -124,38 +175,60 @@ class Runtime:
         score_threshold: float | None = None,
         best: int | None = None,
         border_cells: int = 0,
+        trunk: FoldedTrunk | None = None,
     ) -> Cells:
         """Run the network on one level; keep the cells that reach score_threshold, the best ones.
 
         best : how many to keep, ties by lower cell; None keeps all. border_cells : so many rows and
-        columns along each edge of the grid are left out.
+        columns along each edge of the grid are left out. trunk : as in `dense`.
         """
         with torch.inference_mode():
-            grid = self.dense(np.array(level.image))
-            inner = _inner_rows(grid.shape[0], grid.shape[1], border_cells)
-            features = grid.flatten(0, 1)
-            scores = self.scorer(features)
-            rows = inner[_select(scores.cpu().numpy()[inner], score_threshold, best)]
+            features = self.dense(level.rgb, trunk).flatten(0, 1)
+            rows, found = self.candidates(
+                level,
+                photo_size,
+                self.scorer(features).cpu().numpy(),
+                score_threshold=score_threshold,
+                best=best,
+                border_cells=border_cells,
+            )
             kept = torch.from_numpy(rows).to(self.device)
-            values = features[kept].float().cpu().numpy()
-        grid_xy, half_box = self.geometry(level.image.size, photo_size)
-        return Cells(
+            return found._replace(features=features[kept].float().cpu().numpy())
+
+    def candidates(
+        self,
+        level: Level,
+        photo_size: tuple[int, int],
+        scores: NDArray[np.float32],
+        *,
+        score_threshold: float | None,
+        best: int | None,
+        border_cells: int,
+    ) -> tuple[NDArray[np.int64], Cells]:
+        """Return the rows of the cells that `cells` keeps, given all scores, and them bare.
+
+        Without features: (n, 0).
+        """
+        grid_xy, half_box = self.geometry(level.size, photo_size)
+        inner = _inner_rows(grid_xy.shape[0], grid_xy.shape[1], border_cells)
+        rows = inner[_select(scores[inner], score_threshold, best)]
+        return rows, Cells(
             scale=level.scale,
             keypoints_xy=grid_xy.reshape(-1, 2)[rows],
             half_box=half_box,
-            scores=scores.cpu().numpy()[rows],
-            features=values,
+            scores=scores[rows],
+            features=np.zeros((len(rows), 0), np.float32),
         )
 
     def n_inner_cells(self, level: Level, border_cells: int) -> int:
         """Return how many cells of a level `cells` chooses from."""
-        sides = [receptive_field(self.layers, side).n_cells for side in level.image.size]
+        sides = [receptive_field(self.layers, side).n_cells for side in level.size]
         return max(0, sides[0] - 2 * border_cells) * max(0, sides[1] - 2 * border_cells)
 
-    def score_grid(self, level: Level) -> NDArray[np.float32]:
+    def score_grid(self, level: Level, trunk: FoldedTrunk | None = None) -> NDArray[np.float32]:
         """Return the scores (h', w') of all cells of a level."""
         with torch.inference_mode():
-            grid: NDArray[np.float32] = self.scorer(self.dense(np.array(level.image))).cpu().numpy()
+            grid: NDArray[np.float32] = self.scorer(self.dense(level.rgb, trunk)).cpu().numpy()
         return grid
 
     def geometry(

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from delfsearch.extraction.network import FoldedTrunk, _fold
+from delfsearch.extraction.network import FoldedTrunk, _fold, packed_kernel
 from delfsearch.extraction.strips import features_in_strips
 
 _LEVELS = 255
@@ -103,6 +103,9 @@ class _CalibratedTrunk(FoldedTrunk):
             kernel = kernel.to(self.dtype).contiguous(memory_format=torch.channels_last)
             scaled[name] = kernel, bias.to(self.dtype)
         self._weights = {**trunk._weights, **scaled}
+        steps = {f"{unit.prefix}.conv1": unit.stride_1x1 for unit in self.units}
+        packed = {n: packed_kernel(scaled[n][0], steps[n]) for n in scaled if n in trunk._packed}
+        self._packed = {**trunk._packed, **{n: k for n, k in packed.items() if k is not None}}
 
     def conv_relu(
         self, name: str, x: Tensor, stride: int, padding: int | tuple[int, int]
@@ -113,7 +116,7 @@ class _CalibratedTrunk(FoldedTrunk):
             return super().conv_relu(name, x, stride, padding)
         sides = [padding] * 2 if isinstance(padding, int) else list(padding)
         if kind == "conv1":
-            x = _fused_conv_clamp(x, *self._weights[name], stride, sides).round_()
+            x = _fused_conv_clamp(x, *self._kernel(name, x), stride, sides).round_()
             return x.short().byte()  # torch has fast code for both steps, but not for them at once
         scales = self._scales[f"{prefix}.conv1"], self._scales[name]
         return _int8_conv_relu(x, self._kernels[name], *scales, stride, sides)

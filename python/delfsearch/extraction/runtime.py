@@ -124,6 +124,7 @@ class Runtime:
         self.weights = weights
         self.device = resolve_device(device)
         self.trunk = make_trunk(weights, precision, self.device)
+        self.trunk.pack()
         self.dtype = self.trunk.dtype
         self.layers = layers(weights.layout)
         self.scorer = Scorer(

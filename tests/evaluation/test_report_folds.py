@@ -137,7 +137,7 @@ def test_a_query_is_asked_of_the_weights_that_held_its_scene_out(report, folder)
     assert len(result_of(report, UNTRAINED).entrant.parts) == 1
 
 
-def test_answers_are_those_of_each_file_alone(report, folder, settings, place, out):
+def test_answers_are_those_of_each_file_alone(report, folder, settings, place, out, caplog):
     folded = result_of(report, TRAINED)
     alone = []
     for fold in (0, 1):
@@ -147,6 +147,7 @@ def test_answers_are_those_of_each_file_alone(report, folder, settings, place, o
         )
         alone.append(make_report(folder, out / "work", settings=one).results[0])
         assert "trained on photos that 2 of the queries show or ask for" in alone[-1].ran
+        assert "no fair figures" in caplog.text
         assert str(place) not in alone[-1].ran
     for (_, part), one in zip(folded.entrant.parts, alone):
         for query in part.all_queries:

@@ -229,6 +229,32 @@ def test_scores_of_other_weights_are_compared_on_the_photos_of_both(measured):
     assert found.first == pytest.approx(lift) and found.second == pytest.approx(2 * lift)
 
 
+def test_parts_of_different_pairs_are_pooled(measured):
+    n = len(measured.ids)
+
+    def part(rows):
+        return SelectionMass(
+            ids=tuple(measured.ids[i] for i in rows),
+            scenes=tuple(measured.scenes[i] for i in rows),
+            cell_share=measured.cell_share[rows],
+            mass={score: values[rows] for score, values in measured.mass.items()},
+            precision={score: values[rows] for score, values in measured.precision.items()},
+            n_pairs=len(rows) // 2,
+        )
+
+    halves = [part(list(range(2))), part(list(range(2, n)))]
+    whole = SelectionMass.pooled(halves)
+    assert whole.ids == measured.ids and whole.scenes == measured.scenes
+    assert whole.n_pairs == n // 2
+    for score in measured.mass:
+        for measure in ("mass", "lift", "precision"):
+            assert np.array_equal(whole.values(measure, score), measured.values(measure, score))
+    with pytest.raises(ValueError, match="different pairs"):
+        SelectionMass.pooled([halves[0], halves[0]])
+    with pytest.raises(ValueError, match="at least one"):
+        SelectionMass.pooled([])
+
+
 def test_without_a_verified_pair_everything_is_unknown():
     both, masks = planted(0, n_planted=0)
     photos = dict(zip("qd", zip(both, masks)))

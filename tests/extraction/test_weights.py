@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from delfsearch import WeightsError
+from delfsearch import DelfExtractor, WeightsError
 from delfsearch.extraction import weights as weights_module
 from delfsearch.extraction.keras_converter import convert_tfjs_archive
 from delfsearch.extraction.network import tensor_shapes
@@ -217,7 +217,7 @@ def test_files_that_do_not_fit(tmp_path, tensors):
     pca = pca_arrays()
     pca.pop("pca.mean")
     refuse({**tensors, **pca}, "lack 'pca.mean'")
-    with pytest.raises(WeightsError, match="must be one of 'resnet50-imagenet' or the path"):
+    with pytest.raises(WeightsError, match="'delf-landmarks-1', 'resnet50-imagenet' or the path"):
         load_weights(tmp_path / "absent.pth")
     text = tmp_path / "text.pth"
     text.write_text("not weights")
@@ -373,3 +373,21 @@ def test_shipped_pca_is_whole():
     np.testing.assert_allclose(components @ components.T, np.eye(len(components)), atol=2e-3)
     assert (np.diff(arrays["pca.explained_variance"]) <= 0).all()
     assert len(weights_module.read_safetensors(path)[1]["weights_sha256"]) == 64
+
+
+@pytest.mark.parametrize("name", weights_module.SHIPPED)
+def test_weights_in_the_package_are_whole_and_say_what_they_are(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))  # nothing is fetched
+    weights = load_weights(name)
+    assert len(weights.attention) == 4 and weights.pca["pca.components"].shape == (40, 1024)
+    assert weights.receptive_field.size == 291 and weights.receptive_field.stride == 16
+    assert "research" in weights.licence and "ImageNet" in weights.provenance
+    assert weights.recipe["mode"] and weights.recipe["trained_photos"]
+    with weights_module.package_file(name) as path:
+        assert path is not None and path.stat().st_size <= 20e6
+    assert DelfExtractor().weights == weights_module.DEFAULT_WEIGHTS == weights_module.SHIPPED[0]
+
+
+def test_from_pretrained_takes_the_name_of_weights_in_the_package():
+    extractor = DelfExtractor.from_pretrained(weights_module.DEFAULT_WEIGHTS)
+    assert extractor.weights == weights_module.DEFAULT_WEIGHTS

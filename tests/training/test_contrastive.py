@@ -23,7 +23,6 @@ from delfsearch.training import (
 )
 from delfsearch.training.contrastive_model import (
     ContrastiveModel,
-    MatchHead,
     Reduction,
     first_reduction,
 )
@@ -180,7 +179,7 @@ def test_training_leaves_what_is_frozen_and_gives_weights_that_extract(
     before, after = load_weights(weights_path), load_weights(tmp_path / "weights.safetensors")
     moved = {n for n, t in after.tensors.items() if not torch.equal(t, before.tensors[n])}
     assert moved and all(name.startswith("layer3") for name in moved)
-    assert after.pca["pca.components"].shape == (6, 1024) and len(after.attention) == 4
+    assert after.pca["pca.components"].shape == (6, 1024) and not after.attention
     assert after.recipe["mode"] == "contrastive" and after.recipe["n_negatives"] == 300
     assert trainer.n_steps_ == 6 and np.isfinite(trainer.curves_["loss"]).all()
     extractor = DelfExtractor(
@@ -188,41 +187,6 @@ def test_training_leaves_what_is_frozen_and_gives_weights_that_extract(
     )
     features = extractor.transform([photos.file(0)])[0]
     assert features.descriptors.shape[1] == 6
-
-
-def test_the_head_changes_nothing_else(weights_path, photos):
-    options = {**OPTIONS, "matched": matched_of(photos)}
-    with_head = ContrastiveTrainer(weights_path, **options).fit(photos)
-    alone = ContrastiveTrainer(weights_path, attention=False, **options).fit(photos)
-    assert same(with_head.weights_.tensors, alone.weights_.tensors)
-    assert np.array_equal(with_head.curves_["loss"], alone.curves_["loss"])
-    assert with_head.weights_.attention and not alone.weights_.attention
-    assert np.isfinite(with_head.curves_["attention_loss"]).all()
-    assert "attention_loss" not in alone.curves_
-
-
-def test_a_head_says_chances_and_scores_their_logarithm():
-    head = MatchHead(random_state=0)
-    rng = np.random.default_rng(4)
-    features = torch.from_numpy(rng.random((400, 1024)).astype(np.float32))
-    features[200:] *= 0.1
-    chances = torch.cat([torch.full((200,), 0.9), torch.full((200,), 0.2)])
-    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3)
-    for _ in range(300):
-        optimizer.zero_grad()
-        F.binary_cross_entropy_with_logits(head(features), chances).backward()
-        optimizer.step()
-    said = torch.sigmoid(head(features)).detach()
-    assert torch.allclose(said, chances, atol=0.05)
-    # What scores.py runs gives -log(1 - p).
-    tensors = head.head_tensors()
-    hidden = torch.relu(
-        features @ tensors["attention.conv1.weight"][:, :, 0, 0].T + tensors["attention.conv1.bias"]
-    )
-    logits = (
-        hidden @ tensors["attention.conv2.weight"][0, :, 0, 0] + tensors["attention.conv2.bias"]
-    )
-    assert torch.allclose(F.softplus(logits), -torch.log1p(-said), atol=1e-4)
 
 
 def test_training_lowers_the_loss(weights_path, photos):

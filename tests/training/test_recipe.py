@@ -14,7 +14,7 @@ from delfsearch.evaluation.folder import PhotoFolder
 from delfsearch.evaluation.report.fold_weights import read_folds
 from delfsearch.evaluation.scene_folds import held_out_scenes, trained_photos
 from delfsearch.extraction.weights import load_weights
-from delfsearch.training import MatchedPhotos
+from delfsearch.training import MatchedPhotos, Optimization
 from delfsearch.training import recipe as recipe_module
 from delfsearch.training.recipe import train_recipe
 
@@ -27,6 +27,11 @@ OPTIONS = {
     "run": RUN,
     "n_components": 6,
     "n_negatives": 50,
+    "attention_options": {
+        "n_cells": 60,
+        "min_inliers": 4,
+        "optimization": Optimization(epochs=2, batch_size=2),
+    },
 }
 
 
@@ -68,6 +73,18 @@ def test_what_was_finished_is_found_again(made, library, weights_path, monkeypat
     monkeypatch.setattr(recipe_module, "match_photos", None)  # its file is there
     again = train_recipe(library, folder, weights=weights_path, **OPTIONS)
     assert [load_weights(path).sha256 for path in again] == before
+
+
+def test_where_nothing_is_verified_there_is_no_attention(
+    made, library, weights_path, tmp_path, caplog
+):
+    shutil.copy(made[0] / "matched.npz", tmp_path)
+    options = {**OPTIONS, "n_folds": 0, "attention_options": {"min_inliers": 10**6}}
+    (path,) = train_recipe(library, tmp_path, weights=weights_path, **options)
+    assert "weights without attention" in caplog.text
+    weights = load_weights(path)
+    assert not weights.attention and weights.recipe["mode"] == "contrastive"
+    assert trained_photos(weights)
 
 
 def test_an_interrupted_recipe_ends_with_the_same_weights(made, library, weights_path, tmp_path):

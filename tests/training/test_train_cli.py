@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
+from training.small import same
 
 from delfsearch import cli
 from delfsearch.cli.app import build_parser
@@ -217,6 +218,20 @@ def test_match_then_contrastive(run, weights_path, tmp_path):
     assert "4 steps, loss" in out
     weights = load_weights(tmp_path / "c" / "weights.safetensors")
     assert weights.recipe["mode"] == "contrastive" and weights.recipe["views"]["side"] == 64
-    assert weights.attention and weights.pca["pca.components"].shape == (6, 1024)
+    assert not weights.attention and weights.pca["pca.components"].shape == (6, 1024)
+    code, out, err = run(
+        "inlier-attention",
+        tmp_path / "photos",
+        *("--out", tmp_path / "i", "--weights", tmp_path / "c" / "weights.safetensors"),
+        *("--matched", pairs, "--cells", 200, "--min-inliers", 20, "--scales", "0.25-1"),
+        *("--epochs", 3, "--batch-size", 2, "--precision", "fp32"),
+        *machine,
+    )
+    assert code == 0, err
+    assert "6 steps, loss" in out
+    learned = load_weights(tmp_path / "i" / "weights.safetensors")
+    assert same(learned.tensors, weights.tensors) and learned.attention
+    assert (learned.recipe["n_cells"], learned.recipe["min_inliers"]) == (200, 20)
+    assert learned.recipe["before"]["mode"] == "contrastive"
     wrong = run("match", tmp_path / "photos", "--out", tmp_path / "pairs.json")
     assert wrong[0] == 2 and "--out must end in .npz" in wrong[2]

@@ -29,7 +29,7 @@ from delfsearch.training import (
     Views,
     photos_from_image_folder,
 )
-from delfsearch.training import trainer as trainer_module
+from delfsearch.training import results as results_module
 from delfsearch.training.batches import PhotoBatches, Plan
 from delfsearch.training.models import DescriptorModel
 from delfsearch.training.photo_store import PhotoStore
@@ -177,7 +177,7 @@ def test_weights_that_cannot_be_written_are_written_by_the_next_run(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, "save_weights", full)
+        patch.setattr(results_module, "save_weights", full)
         with pytest.raises(CheckpointError, match="the last checkpoint is there"):
             AttentionTrainer(weights_path, output=tmp_path, **OPTIONS).fit(photos)
     trainer = AttentionTrainer(weights_path, output=tmp_path, **OPTIONS).fit(photos)

@@ -1,4 +1,4 @@
-"""delfsearch train: descriptor, attention, joint, contrastive, match and reduction."""
+"""delfsearch train: what learns by classification, the reduction, and running any trainer."""
 
 from __future__ import annotations
 
@@ -11,28 +11,38 @@ from delfsearch.cli.common import (
     EXIT_OK,
     CommandError,
     add_machine_options,
-    add_progress_options,
     check_plot_target,
-    ensure_weights,
     photo_files,
     positive,
     positive_number,
     progress_interval,
     save_figure,
 )
-from delfsearch.cli.contrastive_commands import (
+from delfsearch.cli.matching_commands import (
     add_contrastive_options,
+    add_inlier_options,
     add_match,
     add_recipe,
     contrastive_options,
+    inlier_options,
 )
 from delfsearch.cli.output import answer, say
 from delfsearch.cli.progress import StagedProgress
+from delfsearch.cli.training_arguments import (
+    DEFAULT_WEIGHTS,
+    add_photos,
+    add_training,
+    optimization_of,
+    read_labelled,
+    reads_labels,
+    run_options,
+    weights_of,
+)
 
 if TYPE_CHECKING:
-    from delfsearch.training import LabelledPhotos, Optimization, RunOptions, Views
+    from delfsearch.training import Views
 
-_DEFAULT_WEIGHTS = "resnet50-imagenet"
+_BY_MATCHING = ("contrastive", "inlier-attention")
 _DESCRIPTION = """\
 Learn weights from labelled photos. The same command goes on where it was interrupted.
 
@@ -44,7 +54,9 @@ Learn weights from labelled photos. The same command goes on where it was interr
 or, instead of the first and the last,
   delfsearch train match PHOTOS --out pairs.npz       which spots of two photos are the same
   delfsearch train contrastive PHOTOS --out c --matched pairs.npz
-                                                      trunk, reduction and attention by matching
+                                                      trunk and reduction by matching
+  delfsearch train inlier-attention PHOTOS --out i --matched pairs.npz \\
+      --weights c/weights.safetensors                 which features end up as inliers
 """
 
 
@@ -61,23 +73,26 @@ def add_parsers(commands: Any) -> None:
         "descriptor": "fine-tune the trunk as a classifier",
         "attention": "learn the attention head on a trunk that does not change",
         "joint": "both at once, the attention's gradient stopped at the trunk",
-        "contrastive": "trunk, reduction and attention, by spots that must match",
+        "contrastive": "trunk and reduction, by spots that must match",
+        "inlier-attention": "learn the attention head by the inliers of matched photos",
     }
     for mode, text in helps.items():
         sub = modes.add_parser(mode, help=text, description=text.capitalize() + ".")
-        _add_photos(sub)
+        add_photos(sub)
         sub.add_argument(
             "--out", required=True, metavar="DIR", help="for weights, curves and checkpoints"
         )
         _add_mode(sub, mode)
         if mode == "contrastive":
             add_contrastive_options(sub)
+        elif mode == "inlier-attention":
+            add_inlier_options(sub)
         else:
             _add_views(sub, mode)
-        _add_training(sub)
+        add_training(sub)
         sub.set_defaults(run=_train, mode=mode)
-    add_match(modes, _add_photos, _read)
-    add_recipe(modes, lambda parser: _add_training(parser, results=False))
+    add_match(modes)
+    add_recipe(modes)
     _add_reduction(modes)
     # As for the other commands: --debug may come last.
     for sub in modes.choices.values():
@@ -86,55 +101,16 @@ def add_parsers(commands: Any) -> None:
         )
 
 
-def _add_photos(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "photos",
-        metavar="PHOTOS",
-        help="a folder with a subfolder for each class, a CSV table (path, label), Google "
-        "Landmarks v2, or a folder in the library's own format",
-    )
-    group = parser.add_argument_group("photos")
-    group.add_argument(
-        "--format",
-        choices=("auto", "image_folder", "csv", "google_landmarks", "library"),
-        default="auto",
-        help="of PHOTOS; default: what it looks like",
-    )
-    group.add_argument(
-        "--small-classes",
-        choices=("error", "drop", "vary"),
-        default="error",
-        help="classes with too few photos: refuse (default), leave out, or keep in strongly "
-        "varied views",
-    )
-    group.add_argument(
-        "--min-photos", type=positive, default=2, metavar="N", help="of a class; default 2"
-    )
-    group.add_argument(
-        "--clean", action="store_true", help="Google Landmarks: train_clean.csv, not train.csv"
-    )
-    own = parser.add_argument_group("photos in the library's own format")
-    own.add_argument("--scenes", metavar="FILE", help="only these scenes, one a line")
-    own.add_argument("--without-scenes", metavar="FILE", help="not these scenes, one a line")
-    own.add_argument("--without-photos", metavar="FILE", help="not these photos, one a line")
-    own.add_argument("--subsets", metavar="A,B", help="only scenes of these subsets")
-    own.add_argument(
-        "--distractors",
-        choices=("none", "no_queries", "all"),
-        default="none",
-        help="distractor photos, each a class of its own in strongly varied views: none "
-        "(default), those that are no distractor queries, or all",
-    )
-
-
 def _add_mode(parser: argparse.ArgumentParser, mode: str) -> None:
     group = parser.add_argument_group("what is trained")
     group.add_argument(
         "--weights",
         metavar="NAME|FILE",
-        default=_DEFAULT_WEIGHTS,
-        help=f"where to begin; default {_DEFAULT_WEIGHTS}",
+        default=DEFAULT_WEIGHTS,
+        help=f"where to begin; default {DEFAULT_WEIGHTS}",
     )
+    if mode == "inlier-attention":
+        return
     if mode != "attention":
         group.add_argument(
             "--trainable",
@@ -203,52 +179,6 @@ def _add_views(parser: argparse.ArgumentParser, mode: str) -> None:
     )
 
 
-def _add_training(parser: argparse.ArgumentParser, *, results: bool = True) -> None:
-    _add_optimization(parser)
-    _add_run(parser, results)
-
-
-def _add_optimization(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("optimisation (defaults: docs/training.md)")
-    for name, kind, text in (
-        ("epochs", positive, "times that all photos are shown"),
-        ("batch-size", positive, "photos of a step"),
-        ("learning-rate", positive_number, "at its highest"),
-        ("classifier-factor", positive_number, "learning rate of the classifier over the rest's"),
-        ("momentum", float, "of SGD"),
-        ("weight-decay", float, "of kernels"),
-        ("warmup-epochs", float, "of rising learning rate"),
-        ("drop-every", positive_number, "epochs, with --schedule step"),
-        ("drop-factor", positive_number, "with --schedule step"),
-        ("clip-norm", float, "longest gradient; 0 clips none"),
-        ("label-smoothing", float, "share of the target for all classes"),
-    ):
-        group.add_argument(f"--{name}", type=kind, metavar="N", help=text)
-    group.add_argument("--optimizer", choices=("sgd", "adamw"))
-    group.add_argument("--schedule", choices=("linear", "cosine", "step", "constant"))
-    group.add_argument("--sampling", choices=("photos", "classes"), help="how batches are drawn")
-
-
-def _add_run(parser: argparse.ArgumentParser, results: bool) -> None:
-    group = parser.add_argument_group("run")
-    group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="random_state; default 0")
-    group.add_argument(
-        "--keep-photos",
-        choices=("auto", "ram", "disk", "none"),
-        default="auto",
-        help="where decoded photos are kept",
-    )
-    group.add_argument("--checkpoint-every", type=positive, metavar="STEPS")
-    group.add_argument("--checkpoint-seconds", type=positive_number, metavar="S")
-    group.add_argument("--tensorboard", action="store_true", help="write curves for TensorBoard")
-    if results:
-        group.add_argument("--half", action="store_true", help="weights in half precision")
-        group.add_argument("--plot", metavar="FILE.png", help="draw the training curves")
-    add_machine_options(group)
-    add_progress_options(parser)
-
-
 def _add_reduction(modes: Any) -> None:
     parser = modes.add_parser(
         "reduction",
@@ -256,11 +186,11 @@ def _add_reduction(modes: Any) -> None:
         description="Learn the reduction (L2, PCA, L2) on the features of a sample of photos, and "
         "write the weights with it into a file.",
     )
-    _add_photos(parser)
+    add_photos(parser)
     parser.add_argument("--out", required=True, metavar="FILE.safetensors", help="file to write")
     group = parser.add_argument_group("what is trained")
     group.add_argument(
-        "--weights", metavar="NAME|FILE", default=_DEFAULT_WEIGHTS, help="whose features"
+        "--weights", metavar="NAME|FILE", default=DEFAULT_WEIGHTS, help="whose features"
     )
     group.add_argument(
         "--components", type=positive, default=128, metavar="N", help="kept; default 128"
@@ -283,10 +213,10 @@ def _add_reduction(modes: Any) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         check_plot_target(arguments.plot)
-    photos = _read(arguments)
-    if arguments.mode != "contrastive":  # which classes of a single photo serve as well
+    photos = read_labelled(arguments)
+    if arguments.mode not in _BY_MATCHING:  # which classes of a single photo serve as well
         photos = photos.with_enough(arguments.min_photos, small_classes=arguments.small_classes)
-    weights = _weights(arguments)
+    weights = weights_of(arguments)
     if _is_first():
         say(f"{len(photos)} photos of {len(photos.classes)} classes")
     shown = StagedProgress(progress_interval(arguments))
@@ -327,10 +257,10 @@ def _reduction(arguments: argparse.Namespace) -> int:
 
     if not arguments.out.endswith(".safetensors"):
         raise CommandError(f"--out must end in .safetensors; got {arguments.out}")
-    labelled = _reads_labels(arguments)
-    photos: Any = _read(arguments) if labelled else photo_files(arguments.photos)
+    labelled = reads_labels(arguments)
+    photos: Any = read_labelled(arguments) if labelled else photo_files(arguments.photos)
     trainer = ReductionTrainer(
-        _weights(arguments),
+        weights_of(arguments),
         n_components=arguments.components,
         n_photos=arguments.sample,
         scales=arguments.scales,
@@ -356,6 +286,7 @@ def _trainer(arguments: argparse.Namespace, weights: str) -> Any:
         AttentionTrainer,
         ContrastiveTrainer,
         DescriptorTrainer,
+        InlierAttentionTrainer,
         JointTrainer,
     )
 
@@ -366,6 +297,8 @@ def _trainer(arguments: argparse.Namespace, weights: str) -> Any:
         "random_state": arguments.seed,
         "run": run_options(arguments),
     }
+    if arguments.mode == "inlier-attention":
+        return InlierAttentionTrainer(weights, **options, **inlier_options(arguments))
     if arguments.mode != "attention":
         options |= {"trainable": arguments.trainable, "batch_norm": arguments.batch_norm}
     if arguments.mode == "contrastive":
@@ -397,42 +330,6 @@ def _views(arguments: argparse.Namespace) -> Views:
     )
 
 
-def optimization_of(arguments: argparse.Namespace) -> Optimization:
-    """Return the trainer's default with what was given."""
-    import dataclasses
-
-    from delfsearch.training import AttentionTrainer, ContrastiveTrainer, DescriptorTrainer
-
-    trainers: dict[str, Any] = {"attention": AttentionTrainer, "contrastive": ContrastiveTrainer}
-    trainer = trainers.get(arguments.mode, DescriptorTrainer)
-    default: Optimization = trainer.default_optimization()
-    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(default)}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if chosen.get("clip_norm") == 0:
-        chosen["clip_norm"] = None
-    return dataclasses.replace(default, **chosen)
-
-
-def run_options(arguments: argparse.Namespace) -> RunOptions:
-    """Return what was given."""
-    from delfsearch.training import RunOptions
-
-    given = {
-        "device": arguments.device,
-        "n_jobs": -1 if arguments.threads is None else arguments.threads,
-        "keep_photos": arguments.keep_photos,
-        "checkpoint_every": arguments.checkpoint_every,
-        "checkpoint_seconds": arguments.checkpoint_seconds,
-        "tensorboard": arguments.tensorboard,
-    }
-    return RunOptions(**{name: value for name, value in given.items() if value is not None})
-
-
-def _weights(arguments: argparse.Namespace) -> str:
-    ensure_weights(arguments.weights)
-    return str(arguments.weights)
-
-
 def _gammas(text: str) -> str | tuple[float, ...]:
     if text == "uniform":
         return text
@@ -442,56 +339,3 @@ def _gammas(text: str) -> str | tuple[float, ...]:
         raise CommandError(
             f"--gammas must be 'uniform' or numbers with commas; got {text}"
         ) from None
-
-
-def _own_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of the library's own format that were given."""
-    options: dict[str, Any] = {}
-    for name in ("scenes", "without_scenes", "without_photos"):
-        if (file := getattr(arguments, name)) is not None:
-            options[name] = _lines(file)
-    if arguments.subsets is not None:
-        options["subsets"] = arguments.subsets.split(",")
-    if arguments.distractors != "none":
-        options["distractors"] = arguments.distractors
-    return options
-
-
-def _reads_labels(arguments: argparse.Namespace) -> bool:
-    """Whether PHOTOS is to be read as labelled photos, where labels are not needed."""
-    from delfsearch.evaluation.folder import PhotoFolder
-
-    named = arguments.format != "auto" or arguments.clean or bool(_own_options(arguments))
-    return named or os.path.isfile(arguments.photos) or PhotoFolder.is_one(arguments.photos)
-
-
-def _read(arguments: argparse.Namespace) -> LabelledPhotos:
-    from delfsearch.evaluation.folder import PhotoFolder
-    from delfsearch.training import (
-        photos_from_google_landmarks,
-        photos_from_library_folder,
-        read_photos,
-    )
-
-    options = _own_options(arguments)
-    library = arguments.format == "library" or (
-        arguments.format == "auto" and PhotoFolder.is_one(arguments.photos)
-    )
-    if library:
-        return photos_from_library_folder(arguments.photos, **options)
-    if options:
-        raise CommandError(
-            f"--{next(iter(options)).replace('_', '-')} needs photos in the library's own format "
-            f"(photos.csv and ground_truth.json); {arguments.photos} is not"
-        )
-    if arguments.clean:
-        return photos_from_google_landmarks(arguments.photos, clean=True)
-    return read_photos(arguments.photos, format=arguments.format)
-
-
-def _lines(file: str) -> list[str]:
-    try:
-        text = Path(file).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise CommandError(f"{file} must be text in UTF-8, one name a line") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]

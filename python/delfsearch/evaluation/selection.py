@@ -129,6 +129,29 @@ class SelectionMass:
             **options,
         )
 
+    @staticmethod
+    def pooled(parts: Sequence[SelectionMass]) -> SelectionMass:
+        """Return several measurements as one, as of the folds of a cross-validation.
+
+        parts : at least one, of the same scores and of different pairs.
+        """
+        if not parts or any(set(part.mass) != set(parts[0].mass) for part in parts):
+            raise ValueError("parts must be at least one, of the same scores")
+        ids = [name for part in parts for name in part.ids]
+        if len(set(ids)) < len(ids):
+            raise ValueError("parts must be of different pairs")
+        scores = tuple(parts[0].mass)
+        return SelectionMass(
+            ids=tuple(ids),
+            scenes=tuple(scene for part in parts for scene in part.scenes),
+            cell_share=np.concatenate([part.cell_share for part in parts]),
+            mass={s: np.concatenate([part.mass[s] for part in parts]) for s in scores},
+            precision={s: np.concatenate([part.precision[s] for part in parts]) for s in scores},
+            n_pairs=sum(part.n_pairs for part in parts),
+            unverified=tuple(name for part in parts for name in part.unverified),
+            unreadable={k: v for part in parts for k, v in part.unreadable.items()},
+        )
+
     def _judged(self, measure: str, score: str) -> JudgedQueries:
         # The bootstrap draws judged queries: a photo is one with a single answer, whose score is
         # the photo's value.

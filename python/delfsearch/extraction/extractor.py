@@ -26,7 +26,7 @@ from delfsearch.extraction.pyramid import MIN_SIDE, Level, own_level, pyramid, r
 from delfsearch.extraction.reduction import PcaReduction, l2_normalize
 from delfsearch.extraction.runtime import Cells, Runtime
 from delfsearch.extraction.selection import Selected, select
-from delfsearch.extraction.weights import load_weights
+from delfsearch.extraction.weights import DEFAULT_WEIGHTS, load_weights
 from delfsearch.features import LocalFeatures
 
 logger = logging.getLogger("delfsearch")
@@ -53,8 +53,9 @@ class ScoreLevel(NamedTuple):
 class DelfExtractor(BaseEstimator):  # type: ignore[misc]
     """Extract DELF features: dense conv4_x features of an image pyramid, the best kept, reduced.
 
-    weights : registered name ("resnet50-imagenet", fetched once through npm) or path of weights in
-        any format that docs/weights.md lists: safetensors, torch, TensorFlow.
+    weights : name ("delf-landmarks-1", in the package; "resnet50-imagenet", fetched once through
+        npm) or path of weights in any format that docs/weights.md lists: safetensors, torch,
+        TensorFlow.
     scales : "0.25-2" (seven, a factor sqrt(2) apart), "0.25-1" (five), or a tuple of numbers.
     max_side : photos are resized down to this longer side first, in pixels; None keeps them.
     max_features : features kept per photo, best scores first, 1 <= max_features.
@@ -82,7 +83,7 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        weights: str | os.PathLike[str] = "resnet50-imagenet",
+        weights: str | os.PathLike[str] = DEFAULT_WEIGHTS,
         *,
         scales: str | tuple[float, ...] = "0.25-2",
         max_side: int | None = 1024,

@@ -20,6 +20,7 @@ from delfsearch.errors import WeightsError
 from delfsearch.extraction.weights import (
     MODEL_FILE,
     REGISTRY,
+    SHIPPED,
     Weights,
     cached_path,
     load_weights,
@@ -89,7 +90,7 @@ def from_pretrained(
                 f"weights {name!r} are not in the cache, and from_pretrained fetches nothing: run "
                 f"`delfsearch weights --fetch {name}` first"
             )
-    elif not is_there(path):
+    elif name not in SHIPPED and not is_there(path):
         raise WeightsError(
             f"source must be an existing folder or file; got {name!r}. Nothing is downloaded: "
             "fetch it first, then pass the path"

@@ -50,7 +50,8 @@ REGISTRY: dict[str, NpmWeights] = {
 
 
 # In the package, by name. A name means the same weights for ever: an index keeps it.
-SHIPPED: tuple[str, ...] = ()
+SHIPPED: tuple[str, ...] = ("delf-landmarks-1",)
+DEFAULT_WEIGHTS = SHIPPED[0]
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from delfsearch.errors import WeightsError
 from delfsearch.extraction.network import N_CHANNELS, STRIDE_LAYOUTS, layers, tensor_shapes
 from delfsearch.extraction.receptive_field import ReceptiveField, receptive_field
 from delfsearch.extraction.registry import (
+    DEFAULT_WEIGHTS,
     REGISTRY,
     SHIPPED,
     NpmWeights,
@@ -44,6 +45,7 @@ from delfsearch.extraction.weights_io.safetensors_files import (
 from delfsearch.extraction.weights_io.torch_files import TORCHVISION_META, from_state_dict
 
 __all__ = [
+    "DEFAULT_WEIGHTS",
     "REGISTRY",
     "SHIPPED",
     "NpmWeights",

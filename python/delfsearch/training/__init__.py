@@ -5,6 +5,7 @@ from delfsearch.training.checkpoint import CheckpointError
 from delfsearch.training.contrastive import ContrastiveTrainer
 from delfsearch.training.curves import read_curves
 from delfsearch.training.descriptor import DescriptorTrainer, JointTrainer
+from delfsearch.training.inlier_attention import InlierAttentionTrainer
 from delfsearch.training.labelled import LabelledPhotos
 from delfsearch.training.loop import RunOptions
 from delfsearch.training.matched_photos import MATCHERS, MatchedPhotos, Matcher, match_photos
@@ -26,6 +27,7 @@ __all__ = [
     "CheckpointError",
     "ContrastiveTrainer",
     "DescriptorTrainer",
+    "InlierAttentionTrainer",
     "JointTrainer",
     "LabelledPhotos",
     "MatchedPhotos",

@@ -16,18 +16,15 @@ from delfsearch.extraction.network import N_CHANNELS
 from delfsearch.extraction.weights import Weights
 from delfsearch.training.contrastive_model import (
     ContrastiveModel,
-    MatchHead,
     Reduction,
     first_reduction,
 )
-from delfsearch.training.curves import COLUMNS, JOINT_COLUMNS
 from delfsearch.training.labelled import LabelledPhotos
 from delfsearch.training.loop import Job, RunOptions
 from delfsearch.training.matched_photos import MatchedPhotos
 from delfsearch.training.optimization import Optimization
 from delfsearch.training.pair_batches import PairBatch, PairBatches
 from delfsearch.training.photo_store import PhotoStore
-from delfsearch.training.processes import Processes
 from delfsearch.training.trainer import PathLike, Setting, Trainer
 from delfsearch.training.trunk import BATCH_NORM, TRAINABLE, TrainableTrunk
 from delfsearch.training.two_views import PairViews
@@ -46,14 +43,12 @@ class ContrastiveTrainer(Trainer):
     n_components : dimensions of the descriptors that are compared, trained and kept.
     n_negatives : descriptors of earlier steps to be told from, at least 0. temperature : of the
         softmax over cosines. exclusion : cells around a spot that are not held against it.
-    attention : train an attention head too: the probability p that the softmax gives to a spot in
-        the other view, from features that it does not change. Its score is -log(1 - p), so a
-        score_threshold of 0.69 keeps cells of p >= 1/2. False leaves the weights without attention.
-    reduction_factor, attention_factor : learning rates of projection and head over the trunk's.
+    reduction_factor : learning rate of the projection over the trunk's.
     views : None means PairViews(). optimization : None means AdamW at 2e-4, batches of 16 pairs, 15
         epochs, cosine decay.
     Classes may have a single photo: they only say what is not to be told apart.
-    The weights have the trained projection as their PCA. Learned: weights_ and what else Trainer
+    The weights have the trained projection as their PCA and no attention: see
+    InlierAttentionTrainer. Learned: weights_ and what else Trainer
     lists.
     Source: ours (the loss is InfoNCE, van den Oord et al. 2018). Differs from the paper, which
         trains by classification (DescriptorTrainer) and then fits a PCA.
@@ -72,9 +67,7 @@ class ContrastiveTrainer(Trainer):
         n_negatives: int = 16384,
         temperature: float = 0.07,
         exclusion: float = 3.0,
-        attention: bool = True,
         reduction_factor: float = 5.0,
-        attention_factor: float = 5.0,
         trainable: str = "layer3",
         batch_norm: str = "frozen",
         views: PairViews | None = None,
@@ -91,9 +84,7 @@ class ContrastiveTrainer(Trainer):
         self.n_negatives = n_negatives
         self.temperature = temperature
         self.exclusion = exclusion
-        self.attention = attention
         self.reduction_factor = reduction_factor
-        self.attention_factor = attention_factor
         self.trainable = trainable
         self.batch_norm = batch_norm
         self.views = views
@@ -133,7 +124,6 @@ class ContrastiveTrainer(Trainer):
         check_real(self.temperature, "temperature", minimum=0.0, exclusive_minimum=True)
         check_real(self.exclusion, "exclusion", minimum=0.0)
         check_real(self.reduction_factor, "reduction_factor", minimum=0.0)
-        check_real(self.attention_factor, "attention_factor", minimum=0.0)
 
     def _with_enough(self, photos: LabelledPhotos) -> LabelledPhotos:
         if len(photos) < 2:
@@ -152,9 +142,7 @@ class ContrastiveTrainer(Trainer):
             "n_negatives": int(self.n_negatives),
             "temperature": float(self.temperature),
             "exclusion": float(self.exclusion),
-            "attention": bool(self.attention),
             "reduction_factor": float(self.reduction_factor),
-            "attention_factor": float(self.attention_factor),
             "trainable": self.trainable,
             "batch_norm": self.batch_norm,
         }
@@ -170,11 +158,9 @@ class ContrastiveTrainer(Trainer):
             device=str(setting.processes.device),
         )
         reduction, is_known = self._first_reduction(setting.weights)
-        head = MatchHead(random_state=setting.random_state) if self.attention else None
         model = ContrastiveModel(
             trunk,
             reduction,
-            head,
             side=views.side,
             n_negatives=self.n_negatives,
             temperature=self.temperature,
@@ -194,21 +180,19 @@ class ContrastiveTrainer(Trainer):
             ),
             steps_per_epoch=setting.plan.steps_per_epoch,
             optimization=optimization,
-            factors={"reduction.": self.reduction_factor, "branch.": self.attention_factor},
+            factors={"reduction.": self.reduction_factor},
             settings=setting.settings,
             precision=setting.precision,
-            columns=COLUMNS if head is None else JOINT_COLUMNS,
-            begin=_first_constants(model, self.n_components, is_known, setting.processes),
-            losses=lambda outputs, batch: list(zip(outputs[::2], outputs[1::2])),
+            begin=None if is_known else _first_projection(model, self.n_components),
+            losses=lambda outputs, batch: [(outputs[0], outputs[1])],
         )
 
         def learned() -> Weights:
             trained = {n: t.detach().cpu().contiguous() for n, t in trunk.state_dict().items()}
             tensors = {n: trained.get(n, t).clone() for n, t in setting.weights.tensors.items()}
             pca = {name: t.numpy() for name, t in model.reduction_tensors().items()}
-            attention = {} if head is None else head.head_tensors()
             return dataclasses.replace(
-                setting.weights, tensors=tensors, attention=attention, pca=pca, score_scale=1.0
+                setting.weights, tensors=tensors, attention={}, pca=pca, score_scale=1.0
             )
 
         return job, learned
@@ -226,16 +210,11 @@ class ContrastiveTrainer(Trainer):
         return Reduction(torch.zeros(N_CHANNELS), torch.zeros(k, N_CHANNELS)), False
 
 
-def _first_constants(
-    model: ContrastiveModel, n_components: int, reduction_is_known: bool, processes: Processes
-) -> Callable[[PairBatch], None]:
-    """Return what sets, from the first batch, what training begins with."""
+def _first_projection(model: ContrastiveModel, n_components: int) -> Callable[[PairBatch], None]:
+    """Return what sets the projection that training begins with: the PCA of the first batch."""
 
     def begin(batch: PairBatch) -> None:
         model.eval()
-        model.calibrate(batch.inputs, processes.mean)
-        if reduction_is_known:
-            return
         with torch.no_grad():
             features: Tensor = model.trunk(batch.inputs)
             rows = features.float().permute(0, 2, 3, 1).flatten(0, 2)

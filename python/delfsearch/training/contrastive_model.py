@@ -8,16 +8,12 @@ is compared is what the index compares: L2, projection, L2 (Sec. 3.4).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delfsearch.extraction.network import N_CHANNELS, layers
 from delfsearch.extraction.receptive_field import receptive_field
-from delfsearch.training.draws import normal_
-from delfsearch.training.models import N_HIDDEN
 from delfsearch.training.trunk import TrainableTrunk
 
 # Descriptors of a step that enter the queue.
@@ -38,48 +34,10 @@ class Reduction(nn.Module):
         return F.normalize((F.normalize(features, dim=1) - self.mean) @ self.components.T, dim=1)
 
 
-class MatchHead(nn.Module):
-    """(n, 1024) -> (n,) logits of the chance that a point is found again; an attention head.
-
-    Of the paper's form, 1x1-512, ReLU, 1x1-1, softplus (Sec. 3.3.2). With a chance of p it scores
-    softplus(logit) = -log(1 - p).
-    """
-
-    def __init__(self, *, random_state: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Linear(N_CHANNELS, N_HIDDEN)
-        self.conv2 = nn.Linear(N_HIDDEN, 1)
-        # conv1's inputs are divided by it, which conv1 absorbs when saved.
-        self.feature_size: Tensor
-        self.register_buffer("feature_size", torch.ones(()))
-        normal_(self.conv1.weight, (2.0 / N_CHANNELS) ** 0.5, random_state, 1)
-        normal_(self.conv2.weight, 0.01, random_state, 2)
-        nn.init.zeros_(self.conv1.bias)
-        nn.init.zeros_(self.conv2.bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return the logits."""
-        logits: Tensor = self.conv2(torch.relu(self.conv1(features / self.feature_size)))
-        return logits[:, 0]
-
-    def head_tensors(self) -> dict[str, Tensor]:
-        """Return attention.conv1 and attention.conv2 as extraction/scores.py runs them."""
-        kernel = self.conv1.weight.detach().double() / self.feature_size.double()
-        tensors = {
-            "attention.conv1.weight": kernel[:, :, None, None],
-            "attention.conv1.bias": self.conv1.bias.detach(),
-            "attention.conv2.weight": self.conv2.weight.detach()[:, :, None, None],
-            "attention.conv2.bias": self.conv2.bias.detach(),
-        }
-        return {name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}
-
-
 class ContrastiveModel(nn.Module):
     """Views and points -> (loss, accuracy), and of the head, if there is one.
 
-    head : learns, from features that it does not change, the probability that the softmax gives to
-        the right spot. reduction : where training begins. side : of the views. n_negatives : length
-        of the queue.
+    reduction : where training begins. side : of the views. n_negatives : length of the queue.
     temperature : of the softmax over cosines of descriptors. exclusion : spots of the
         same photo that are nearer than so many cells are neither right nor wrong; nor is what shows
         the same class elsewhere in the batch, or in the queue any class of the batch.
@@ -89,7 +47,6 @@ class ContrastiveModel(nn.Module):
         self,
         trunk: TrainableTrunk,
         reduction: Reduction,
-        head: MatchHead | None = None,
         *,
         side: int,
         n_negatives: int,
@@ -100,8 +57,6 @@ class ContrastiveModel(nn.Module):
         self.trunk = trunk
         device = trunk._mean.device
         self.reduction = reduction.to(device)
-        # The name by which its gradients are clipped on their own.
-        self.branch = None if head is None else head.to(device)
         field = receptive_field(layers(trunk.layout), side)
         self.centres = field.centres()
         self._offset, self._stride = field.offset, field.stride
@@ -116,23 +71,18 @@ class ContrastiveModel(nn.Module):
 
     def forward(
         self, views: Tensor, points: Tensor, pair_of: Tensor, classes: Tensor
-    ) -> tuple[Tensor, ...]:
-        """Return the mean loss over the pairs, each counting the same, and the accuracy.
-
-        With a head its cross-entropy follows, and how often it says rightly which chances are even
-        or better.
-        """
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean loss over the pairs, each counting the same, and the accuracy."""
         features = self.trunk(views)
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
             zero = torch.zeros((), device=features.device)
             if not len(points):
                 nothing = sum((p.sum() * 0.0 for p in self.parameters()), zero)
-                return (nothing, zero) if self.branch is None else (nothing, zero, nothing, zero)
+                return nothing, zero
             b = len(classes)
-            at_first = self._at(features[:b], points[:, :2], pair_of)
-            at_second = self._at(features[b:], points[:, 2:], pair_of)
-            first, second = self.reduction(at_first), self.reduction(at_second)
+            first = self.reduction(self._at(features[:b], points[:, :2], pair_of))
+            second = self.reduction(self._at(features[b:], points[:, 2:], pair_of))
             of_class = classes[pair_of]
             weights = 1.0 / torch.bincount(pair_of, minlength=b).float()[pair_of]
             weights = weights / weights.sum()
@@ -144,20 +94,7 @@ class ContrastiveModel(nn.Module):
             weights = torch.cat([weights, weights]) / 2
             if self.training:
                 self._enqueue(second.detach(), of_class)
-        terms = [losses, found.float()]
-        if self.branch is not None:
-            chances = torch.exp(-losses.detach())
-            said: Tensor = self.branch(torch.cat([at_first, at_second]).detach()).float()
-            terms.append(F.binary_cross_entropy_with_logits(said, chances, reduction="none"))
-            terms.append(((said > 0) == (chances > 0.5)).float())
-        return tuple((term * weights).sum() for term in terms)
-
-    def calibrate(self, views: Tensor, mean: Callable[[Tensor], Tensor]) -> None:
-        """Set the head's constant from a batch; mean : over the processes."""
-        if self.branch is not None:
-            with torch.no_grad():
-                size = mean(self.trunk(views).float().square().mean()).sqrt()
-                self.branch.feature_size.copy_(size.clamp(min=1e-6))
+        return (losses * weights).sum(), (found.float() * weights).sum()
 
     def _at(self, features: Tensor, xy: Tensor, pair_of: Tensor) -> Tensor:
         """Return (m, 1024), the features (b, 1024, h, h) interpolated at the points."""

@@ -25,6 +25,7 @@ class Purpose(enum.IntEnum):
     CACHED_VIEW = 5  # round, photo
     CACHED_GAMMA = 6  # round
     INITIAL = 7  # parameter's number
+    CELLS = 8  # photo: which of its cells are drawn
 
 
 def generator(random_state: int, purpose: Purpose, *numbers: int) -> np.random.Generator:

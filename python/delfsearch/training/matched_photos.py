@@ -46,7 +46,7 @@ class Matcher:
 # Far more inliers than photos of different things have (docs/baselines.md, docs/verification.md).
 MATCHERS = (
     Matcher("congas", 15, 8.0, (("n_components", None),)),
-    Matcher("delf", 60, 12.0, (("scales", "0.25-1"),)),
+    Matcher("delf", 60, 12.0, (("weights", "resnet50-imagenet"), ("scales", "0.25-1"))),
 )
 
 

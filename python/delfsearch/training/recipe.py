@@ -1,4 +1,4 @@
-"""A recipe for default weights: matched photos, contrastive training, folds to judge it by.
+"""A recipe for default weights: matched photos, trunk, reduction, attention; folds to judge by.
 
 Of a folder in the library's own format: weights from all scenes, and for each fold of scenes
 weights from the others, so that what is tested was never trained on. Whatever is finished is found
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,21 @@ from delfsearch._validation import check_integer
 from delfsearch.errors import DatasetError, WeightsError
 from delfsearch.evaluation.folder import PhotoFolder
 from delfsearch.evaluation.scene_folds import HELD_OUT, TRAINED_ON, deal_scenes, linked_scenes
-from delfsearch.extraction.weights import load_weights, save_weights
+from delfsearch.extraction.weights import Weights, load_weights, save_weights
 from delfsearch.training.contrastive import ContrastiveTrainer
+from delfsearch.training.inlier_attention import InlierAttentionTrainer
+from delfsearch.training.labelled import LabelledPhotos
 from delfsearch.training.loop import RunOptions
 from delfsearch.training.matched_photos import MATCHERS, MatchedPhotos, Matcher, match_photos
 from delfsearch.training.optimization import Optimization
+from delfsearch.training.results import WEIGHTS_NAME
 from delfsearch.training.sources import photos_from_library_folder
 from delfsearch.training.trainer import PathLike, ProgressCallback
 from delfsearch.training.two_views import PairViews
 
 logger = logging.getLogger("delfsearch")
 
-FINAL_NAME, MATCHED_NAME = "weights.safetensors", "matched.npz"
+FINAL_NAME, MATCHED_NAME, ATTENTION_NAME = "weights.safetensors", "matched.npz", "attention"
 # Small grey photos of fifteen kinds of scenes, of which the folder has very many.
 _LEFT_OUT = ("scene15_*",)
 
@@ -48,6 +51,7 @@ def train_recipe(
     random_state: int = 0,
     run: RunOptions | None = None,
     progress: ProgressCallback | None = None,
+    attention_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> list[Path]:
     """Train weights on all scenes of a folder, and on all but each fold of them.
@@ -60,6 +64,8 @@ def train_recipe(
         fold (linked_scenes).
     without_subsets : patterns of the subsets whose distractors are left out.
     matchers : see match_photos. options : of ContrastiveTrainer, like what is not named here.
+    attention_options : of InlierAttentionTrainer, which comes after it. Where nothing was matched,
+        the weights have no attention.
     progress : called as progress(what, done, total), what beginning with "final" or "fold k".
     Returns the files written. The recipe in each says which scenes were held out and which photos
         were trained on.
@@ -110,17 +116,51 @@ def train_recipe(
         logger.info("%s: %d photos of %d classes", name, len(labelled), len(labelled.classes))
         trainer.fit(labelled, progress=_named(name, progress))
         left_out = {path for path, _ in trainer.left_out_}
+        learned = trainer.weights_
+        if matched is not None:
+            learned = _with_attention(
+                place / name,
+                labelled,
+                matched,
+                {
+                    "precision": precision,
+                    "random_state": random_state,
+                    "run": run,
+                    **(attention_options or {}),
+                },
+                _named(name, progress),
+            )
         recipe = {
-            **trainer.weights_.recipe,
+            **learned.recipe,
             TRAINED_ON: [path for path in labelled.paths if path not in left_out],
         }
         if scenes:
             recipe[HELD_OUT] = list(scenes)
-        learned = dataclasses.replace(trainer.weights_, recipe=recipe)
+        learned = dataclasses.replace(learned, recipe=recipe)
         save_weights(target, learned.to_arrays(), learned.to_meta(), dtype="float16")
         written.append(target)
         logger.info("%s: tensors %s", target, load_weights(target).sha256)
     return written
+
+
+def _with_attention(
+    trained: Path,
+    photos: LabelledPhotos,
+    matched: MatchedPhotos,
+    options: Mapping[str, Any],
+    progress: ProgressCallback | None,
+) -> Weights:
+    """Return the weights in a folder with an attention head, or without where none can be."""
+    weights = trained / WEIGHTS_NAME
+    trainer = InlierAttentionTrainer(
+        weights, matched=matched, output=trained / ATTENTION_NAME, **options
+    )
+    try:
+        trainer.fit(photos, progress=progress)
+    except DatasetError as error:
+        logger.warning("%s: weights without attention: %s", trained.name, error)
+        return load_weights(weights)
+    return load_weights(trained / ATTENTION_NAME / WEIGHTS_NAME)
 
 
 def _matched(

@@ -13,7 +13,8 @@ from delfsearch.extraction.extractor import DelfExtractor
 from delfsearch.extraction.weights import load_weights
 from delfsearch.extraction.weights_io.safetensors_files import digest_arrays
 from delfsearch.training.labelled import LabelledPhotos
-from delfsearch.training.trainer import PathLike, save_learned
+from delfsearch.training.results import save_learned
+from delfsearch.training.trainer import PathLike
 
 
 class ReductionTrainer(BaseEstimator):  # type: ignore[misc]

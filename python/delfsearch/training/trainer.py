@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import dataclasses
-import json
 import logging
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors import SafetensorError
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import NotFittedError
 
-from delfsearch import __version__
 from delfsearch._validation import check_integer, check_n_jobs
 from delfsearch.errors import DatasetError
-from delfsearch.extraction.weights import Weights, load_weights, save_weights
-from delfsearch.extraction.weights_io.safetensors_files import digest_arrays
+from delfsearch.extraction.weights import Weights, load_weights
 from delfsearch.training import loop
 from delfsearch.training.batches import Plan
-from delfsearch.training.checkpoint import CheckpointError, latest_path, refuse_differences
-from delfsearch.training.curves import FILE_NAME, read_curves
 from delfsearch.training.labelled import LabelledPhotos
 from delfsearch.training.loop import Job, RunOptions, resolve_amp
 from delfsearch.training.optimization import Optimization
 from delfsearch.training.photo_store import PhotoStore
 from delfsearch.training.processes import Processes, make_processes
+from delfsearch.training.results import (
+    conclude,
+    left_out_text,
+    refuse_other_run,
+    save_learned,
+    torch_threads,
+)
 from delfsearch.training.views import Views
 
 logger = logging.getLogger("delfsearch")
 
 PathLike = str | os.PathLike[str]
 ProgressCallback = Callable[[str, int, int], None]
-WEIGHTS_NAME, LEFT_OUT_NAME = "weights.safetensors", "left_out.csv"
-_SHOWN = 3
 
 
 class Setting(NamedTuple):
@@ -106,7 +101,7 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
         folder = None if self.output is None else Path(self.output)
         weights = load_weights(self.weights)
         n_threads = check_n_jobs(options.n_jobs) or os.cpu_count() or 1
-        with _torch_threads(n_threads):
+        with torch_threads(n_threads):
             readers = min(n_threads, 8)
             store = self._store(photos, views)
             place = None if folder is None else folder / "photos"
@@ -125,7 +120,7 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
             )
             settings = self._settings(photos, weights, precision, views, optimization)
             if folder is not None:
-                _refuse_other_run(folder, settings)
+                refuse_other_run(folder, settings)
             setting = Setting(
                 photos,
                 store,
@@ -146,21 +141,9 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
         self.left_out_ = [
             (photos.paths[row], str(error)) for row, error in sorted(store.unreadable.items())
         ]
-        self.weights_ = self._described(learned(), photos, settings)
-        self.curves_ = _as_curves(job.columns, rows)
-        if folder is not None and processes.is_main:
-            if (folder / FILE_NAME).is_file():
-                self.curves_ = read_curves(folder)
-            try:
-                self.save(folder / WEIGHTS_NAME)
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(
-                    f"weights cannot be written to {folder / WEIGHTS_NAME} ({error}); the last "
-                    "checkpoint is there: free some space and run the same again"
-                ) from error
-            _write_left_out(folder / LEFT_OUT_NAME, self.left_out_)
+        conclude(self, learned(), job, rows, photos, folder, processes)
         if len(self.left_out_) > known:  # some more were found on the way
-            logger.warning(_left_out_text(self.left_out_, len(photos)))
+            logger.warning(left_out_text(self.left_out_, len(photos)))
         return self
 
     def save(self, path: PathLike, *, half: bool = False) -> Path:
@@ -230,33 +213,6 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
             **self._own_settings(),
         }
 
-    def _described(
-        self, learned: Weights, photos: LabelledPhotos, settings: Mapping[str, Any]
-    ) -> Weights:
-        return dataclasses.replace(
-            learned,
-            name=f"{self._mode} trained on {photos.source}",
-            sha256=digest_arrays(learned.to_arrays()),
-            provenance=(
-                f"{learned.provenance}; then {self._mode} trained in {self.n_steps_} steps on "
-                f"{len(photos)} photos of {len(photos.classes)} classes ({photos.source})"
-            ),
-            recipe={"delfsearch": __version__, "before": learned.recipe, **settings},
-        )
-
-
-def save_learned(trainer: Any, path: PathLike, half: bool) -> Path:
-    """Write the weights_ of a fitted trainer."""
-    target = Path(path)
-    if target.suffix != ".safetensors":
-        raise ValueError(f"path must end in .safetensors; got {os.fspath(path)!r}")
-    learned: Weights | None = getattr(trainer, "weights_", None)
-    if learned is None:
-        raise NotFittedError(f"{type(trainer).__name__} has learned nothing yet: call fit first")
-    dtype = "float16" if half else "float32"
-    save_weights(target, learned.to_arrays(), learned.to_meta(), dtype=dtype)
-    return target
-
 
 def _check_readable(photos: LabelledPhotos, store: PhotoStore) -> None:
     """Say which photos are known to be unreadable; refuse a set that has too few others."""
@@ -264,52 +220,10 @@ def _check_readable(photos: LabelledPhotos, store: PhotoStore) -> None:
     if not gone:
         return
     reasons = [(photos.paths[row], str(store.unreadable[row])) for row in gone]
-    logger.warning(_left_out_text(reasons, len(photos)))
+    logger.warning(left_out_text(reasons, len(photos)))
     n_classes = len(np.unique(np.delete(photos.labels, gone)))
     if n_classes < 2:
         raise DatasetError(
             f"training needs readable photos of at least two classes; of {len(photos)} photos "
             f"{len(gone)} cannot be read, which leaves {n_classes} classes: {reasons[0][1]}"
         )
-
-
-def _left_out_text(left_out: list[tuple[str, str]], n_photos: int) -> str:
-    more = ", ..." if len(left_out) > _SHOWN else ""
-    reasons = "; ".join(reason for _, reason in left_out[:_SHOWN])
-    return f"left out {len(left_out)} of {n_photos} photos that cannot be read: {reasons}{more}"
-
-
-def _write_left_out(path: Path, left_out: list[tuple[str, str]]) -> None:
-    if not left_out:
-        path.unlink(missing_ok=True)
-        return
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        csv.writer(file).writerows([("path", "reason"), *left_out])
-
-
-def _refuse_other_run(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse a run of other settings before hours go into features for it."""
-    place = latest_path(folder)
-    if place is None:
-        return
-    with contextlib.suppress(OSError, ValueError, KeyError):  # the loop says what is damaged
-        held = json.loads((place / "state.json").read_text(encoding="utf-8"))["settings"]
-        refuse_differences(held, settings, str(folder))
-
-
-def _as_curves(columns: tuple[str, ...], rows: list[tuple[float, ...]]) -> dict[str, NDArray[Any]]:
-    table = np.array(rows, np.float64).reshape(len(rows), len(columns))
-    return {
-        name: table[:, i].astype(np.int64) if name in ("step", "epoch") else table[:, i]
-        for i, name in enumerate(columns)
-    }
-
-
-@contextlib.contextmanager
-def _torch_threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from evaluation.miniature import PARTS, UNREADABLE, Camera, make_miniature
 from PIL import Image
-from weights_for_tests import weights_for_tests
 
 from delfsearch import DelfExtractor, DelfIndex, Verifier
 from delfsearch.boxes import crop
@@ -135,12 +134,9 @@ def test_the_miniature_pickle_is_plain_for_pickle_too(miniature):
 def test_a_retrieval_system_finds_the_planted_pairs(tmp_path):
     """DELF with box, index and verifier on the miniature Oxford5k*, as a row of a table does."""
     made = make_miniature(tmp_path, parts=("oxford5k", "paris6k"), n_queries=1, size=(240, 180))
-    weights, real = weights_for_tests()
     extractor = DelfExtractor(
-        weights=weights,
         scales=[0.5, 1.0],
         max_features=300,
-        n_components=40 if real else None,  # random weights come without a PCA
     )
     dataset = load(made, "oxford5k*", n_distractor_queries=2)
     unreadable = load(made, "paris6k").paths[UNREADABLE]

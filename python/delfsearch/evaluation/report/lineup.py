@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from delfsearch.evaluation.report.entrants import (
 from delfsearch.evaluation.report.fold_weights import fold_files, prepare_folds, trained_note
 from delfsearch.evaluation.report.whitened import whitened
 from delfsearch.evaluation.running.runnable import Runnable
-from delfsearch.extraction.weights import load_weights
+from delfsearch.extraction.weights import DEFAULT_WEIGHTS, load_weights
+
+logger = logging.getLogger("delfsearch")
 
 _IMAGENET = "resnet50-imagenet"
-_DEFAULT_WEIGHTS = _IMAGENET
 
 _SCALES = ("0.25-1", "0.25-2")
 _OURS = tuple(
@@ -76,7 +78,7 @@ def lineup(
     if keys:
         return tuple(known[key] for key in dict.fromkeys(keys))
     named = (weights or {}).get("delf")
-    file = _DEFAULT_WEIGHTS if named is None else named
+    file = DEFAULT_WEIGHTS if named is None else named
     files = fold_files(file)
     try:
         attends = bool(load_weights(files[0] if files else file).attention)
@@ -107,7 +109,7 @@ def prepare(contender: Contender, dataset: Dataset, workshop: Workshop) -> Entra
     named = "weights" in options and "weights" not in contender.options
     options |= {**contender.options, **workshop.options.get(family, {})}
     try:
-        if family == "delf" and fold_files(options.get("weights", _DEFAULT_WEIGHTS)):
+        if family == "delf" and fold_files(options.get("weights", DEFAULT_WEIGHTS)):
             entrant = prepare_folds(contender, dataset, workshop, options)
         else:
             system = load_system(contender.system, **options)
@@ -132,6 +134,8 @@ def _plain(contender: Contender, dataset: Dataset, workshop: Workshop, system: A
     identity, learned_from = learn(system, dataset, workshop, identity_of(family, system))
     shelf = workshop.store.shelf({"system": family, "identity": identity}, system.stream)
     note = trained_note(system, dataset) if family == "delf" else ""
+    if note:
+        logger.warning("%s on %s%s", contender.key, dataset.name, note)
     # A report names files, not where they lie.
     file = str(getattr(system, "weights", None) or "")
     ran = system.ran.replace(file, Path(file).name) if file else system.ran

@@ -1,4 +1,4 @@
-"""delfsearch train contrastive, train match and train recipe."""
+"""What learns by matches: delfsearch train match, contrastive, inlier-attention and recipe."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ from delfsearch.cli.common import (
 )
 from delfsearch.cli.output import answer, say
 from delfsearch.cli.progress import StagedProgress
+from delfsearch.cli.training_arguments import (
+    DEFAULT_WEIGHTS,
+    add_photos,
+    add_training,
+    optimization_of,
+    read_labelled,
+    run_options,
+)
 
 _VIEWS = {
     "side": ("--side", int, "of a view, in pixels"),
@@ -42,7 +50,6 @@ def add_contrastive_options(parser: argparse.ArgumentParser, *, matched: bool = 
     group.add_argument("--components", type=positive, metavar="N", help="of the descriptors")
     group.add_argument("--negatives", type=int, metavar="N", help="kept of earlier steps")
     group.add_argument("--temperature", type=positive_number, metavar="T")
-    group.add_argument("--no-attention", action="store_true", help="train no attention head")
     views = parser.add_argument_group("views")
     for name, (option, kind, text) in _VIEWS.items():
         views.add_argument(option, dest=f"view_{name}", type=kind, metavar="N", help=text)
@@ -53,10 +60,8 @@ def contrastive_options(arguments: argparse.Namespace) -> dict[str, Any]:
     from delfsearch.training import MatchedPhotos, PairViews
 
     given = {name: getattr(arguments, f"view_{name}") for name in _VIEWS}
-    options: dict[str, Any] = {
-        "views": PairViews(**{name: value for name, value in given.items() if value is not None}),
-        "attention": not arguments.no_attention,
-    }
+    views = PairViews(**{name: value for name, value in given.items() if value is not None})
+    options: dict[str, Any] = {"views": views}
     if getattr(arguments, "matched", None) is not None:
         options["matched"] = MatchedPhotos.load(arguments.matched)
     for name, value in (
@@ -70,8 +75,44 @@ def contrastive_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def add_match(modes: Any, add_photos: Any, read: Any) -> None:
-    """Add `delfsearch train match`; add_photos and read are those of the other trainers."""
+def add_inlier_options(parser: argparse.ArgumentParser) -> None:
+    """Add what InlierAttentionTrainer takes and the other trainers do not."""
+    group = parser.add_argument_group("matching")
+    group.add_argument(
+        "--matched",
+        required=True,
+        metavar="FILE.npz",
+        help="matched photos, as `delfsearch train match` writes them",
+    )
+    group.add_argument(
+        "--scales", choices=("0.25-1", "0.25-2"), default="0.25-1", help="default 0.25-1"
+    )
+    group.add_argument(
+        "--cells", type=positive, default=1000, metavar="N", help="of a photo; default 1000"
+    )
+    group.add_argument(
+        "--min-inliers",
+        type=positive,
+        default=120,
+        metavar="N",
+        help="for two photos with all their cells to count as matched; default 120",
+    )
+
+
+def inlier_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what add_inlier_options read, as InlierAttentionTrainer takes it."""
+    from delfsearch.training import MatchedPhotos
+
+    return {
+        "matched": MatchedPhotos.load(arguments.matched),
+        "scales": arguments.scales,
+        "n_cells": arguments.cells,
+        "min_inliers": arguments.min_inliers,
+    }
+
+
+def add_match(modes: Any) -> None:
+    """Add `delfsearch train match`."""
     parser = modes.add_parser(
         "match",
         help="match the photos of each class, for contrastive training",
@@ -96,21 +137,18 @@ def add_match(modes: Any, add_photos: Any, read: Any) -> None:
     group.add_argument("--seed", type=int, default=0, metavar="N", help="random_state; default 0")
     add_machine_options(group)
     add_progress_options(parser)
-
-    def run(arguments: argparse.Namespace) -> int:
-        return _match(arguments, read(arguments))
-
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=_match)
 
 
-def add_recipe(modes: Any, add_training: Any) -> None:
-    """Add `delfsearch train recipe`; add_training adds optimisation and run of the trainers."""
+def add_recipe(modes: Any) -> None:
+    """Add `delfsearch train recipe`."""
     parser = modes.add_parser(
         "recipe",
         help="make weights, and weights of folds to judge them by",
-        description="Match photos, train by them on all scenes of a folder in the library's own "
-        "format, and again without each fold of scenes. The same command goes on where it was "
-        "interrupted. `delfsearch report PHOTOS --weights delf=DIR` judges the result.",
+        description="Match photos, train trunk, reduction and attention by them on all scenes of a "
+        "folder in the library's own format, and again without each fold of scenes. The same "
+        "command goes on where it was interrupted. "
+        "`delfsearch report PHOTOS --weights delf=DIR` judges the result.",
     )
     parser.add_argument(
         "photos", metavar="PHOTOS", help="a folder with photos.csv and ground_truth.json"
@@ -120,18 +158,17 @@ def add_recipe(modes: Any, add_training: Any) -> None:
         "--folds", type=int, default=3, metavar="N", help="of scenes; 0 makes none; default 3"
     )
     parser.add_argument(
-        "--weights", metavar="NAME|FILE", default="resnet50-imagenet", help="where to begin"
+        "--weights", metavar="NAME|FILE", default=DEFAULT_WEIGHTS, help="where to begin"
     )
     parser.add_argument(
         "--trainable", choices=("all", "layer2+", "layer3"), help="part of the trunk"
     )
     add_contrastive_options(parser, matched=False)
-    add_training(parser)
+    add_training(parser, results=False)
     parser.set_defaults(run=_recipe, mode="contrastive")
 
 
 def _recipe(arguments: argparse.Namespace) -> int:
-    from delfsearch.cli.train_command import optimization_of, run_options
     from delfsearch.extraction.weights import load_weights
     from delfsearch.training.recipe import train_recipe
 
@@ -162,7 +199,7 @@ def _recipe(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _match(arguments: argparse.Namespace, photos: Any) -> int:
+def _match(arguments: argparse.Namespace) -> int:
     from delfsearch.training import MATCHERS, match_photos
 
     known = {matcher.system: matcher for matcher in MATCHERS}
@@ -171,6 +208,7 @@ def _match(arguments: argparse.Namespace, photos: Any) -> int:
         raise CommandError(f"--features must be of {', '.join(known)}; got {unknown[0]}")
     if not arguments.out.endswith(".npz"):
         raise CommandError(f"--out must end in .npz; got {arguments.out}")
+    photos = read_labelled(arguments)
     say(f"{len(photos)} photos of {len(photos.classes)} classes")
     shown = StagedProgress(progress_interval(arguments))
     try:

@@ -1,7 +1,6 @@
 """The trunk as others run it, for benchmarks/extraction.py: photos' levels in, features out.
 
-Each network is a call rgb (h, w, 3) uint8 -> (h', w', 1024) float tensor; ours have a second one,
-`prepare`, with the photo that the next levels are of. All compute the same
+Each network is a call rgb (h, w, 3) uint8 -> (h', w', 1024) float tensor. All compute the same
 function of the same weights; OpenVINO and onnxruntime get it through our ONNX export.
 """
 
@@ -15,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from _int8 import Int8Trunk
 
-from delfsearch.extraction.network import ResNet50Conv4
+from delfsearch.extraction.network import FoldedTrunk, ResNet50Conv4
 from delfsearch.extraction.onnx_export import export_onnx
-from delfsearch.extraction.runtime import Runtime
+from delfsearch.extraction.runtime import Runtime, processor_has_bf16
+from delfsearch.extraction.strips import features_in_strips
 from delfsearch.extraction.weights import Weights
 
 Network = Callable[[np.ndarray], torch.Tensor]
@@ -111,17 +112,39 @@ def onnxruntime(weights: Weights, threads: int) -> Network:
 
 def ours(runtime: Runtime) -> Network:
     """What DelfExtractor runs."""
-    trunk: Any = None
 
     def run(rgb: np.ndarray) -> torch.Tensor:
         with torch.inference_mode():
-            return runtime.dense(rgb, trunk)
+            return runtime.dense(rgb)
 
-    def prepare(rgb: np.ndarray) -> None:
-        nonlocal trunk
-        trunk = runtime.trunk_for(rgb)
+    return run
 
-    run.prepare = prepare  # type: ignore[attr-defined]
+
+def int8_trial(weights: Weights) -> Network:
+    """Ours with three quarters of the arithmetic in int8, see _int8.py; one thread.
+
+    A photo's levels must come smallest first: the scales come from those up to 256 pixels.
+    """
+    if not processor_has_bf16():
+        raise Absent("not measured: needs a processor with AVX512_BF16 and AVX512_VNNI")
+    trunk = Int8Trunk(
+        weights.tensors,
+        weights.layout,
+        bn_eps=weights.bn_eps,
+        input_std=weights.input_std,
+        dtype=torch.bfloat16,
+    )
+    mean = torch.tensor(weights.input_mean)
+    current: FoldedTrunk = trunk
+
+    def run(rgb: np.ndarray) -> torch.Tensor:
+        nonlocal current
+        image = torch.from_numpy(rgb)
+        with torch.inference_mode():
+            if max(rgb.shape) <= 256:
+                current = trunk.calibrated(image, mean)
+            return features_in_strips(current, image, mean)[0].permute(1, 2, 0)
+
     return run
 
 
@@ -130,8 +153,8 @@ class PeerRuntime(Runtime):
 
     network: Network | None = None
 
-    def dense(self, rgb: np.ndarray, trunk: Any = None) -> torch.Tensor:
-        return super().dense(rgb, trunk) if self.network is None else self.network(rgb)
+    def dense(self, rgb: np.ndarray) -> torch.Tensor:
+        return super().dense(rgb) if self.network is None else self.network(rgb)
 
 
 def _reference(weights: Weights) -> tuple[Any, torch.Tensor, torch.Tensor]:

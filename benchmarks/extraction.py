@@ -32,9 +32,8 @@ from _common import environment, write_json
 from PIL import Image
 
 from delfsearch import DelfExtractor
-from delfsearch.extraction.int8 import processor_has_int8
 from delfsearch.extraction.photos import open_photo
-from delfsearch.extraction.pyramid import SCALE_SETS, own_level, pyramid
+from delfsearch.extraction.pyramid import SCALE_SETS, pyramid
 from delfsearch.extraction.reduction import PcaReduction
 from delfsearch.extraction.runtime import Runtime, processor_has_bf16
 from delfsearch.extraction.scores import Scorer
@@ -43,6 +42,7 @@ from delfsearch.extraction.weights import Weights, load_weights
 PHOTO_SIZE = (1024, 768)
 GFLOP_PER_PHOTO = 824  # of that size, at seven scales, a multiply-add being two
 EAGER = "eager fp32"
+INT8 = "int8 trial"  # of the network alone
 PARTS = ("network", "extractor", "presets", "memory")
 CHILD = """
 import sys
@@ -85,6 +85,7 @@ def make_networks(
         makers[f"delfsearch {precision}"] = lambda precision=precision: nets.ours(
             Runtime(weights, score="l2", precision=precision, device="cpu")
         )
+    makers[INT8] = lambda: nets.int8_trial(weights)
     unknown = sorted(set(names or ()) - set(makers))
     if unknown:
         raise SystemExit(f"--networks must be of {', '.join(makers)}; got {unknown[0]!r}")
@@ -100,8 +101,7 @@ def make_networks(
 
 
 def our_precisions() -> list[str]:
-    has = {"bf16": processor_has_bf16(), "int8": processor_has_int8()}
-    return ["fp32", *(precision for precision, there in has.items() if there)]
+    return ["fp32", "bf16"] if processor_has_bf16() else ["fp32"]
 
 
 class Accuracy:
@@ -151,8 +151,6 @@ def compare_networks(
         reference: torch.Tensor | None = None
         for name, run in networks.items():  # the eager one comes first
             start = time.process_time()
-            if hasattr(run, "prepare"):
-                run.prepare(own_level(levels).rgb)
             outputs = [run(level.rgb).float().reshape(-1, 1024) for level in levels]
             spent = time.process_time() - start
             if i == 0:  # kernels and graphs are compiled
@@ -177,6 +175,8 @@ def compare_extractors(
     """Return the median CPU seconds per photo of the whole extractor around each network."""
     extractors = {}
     for name, network in networks.items():
+        if name == INT8:
+            continue
         own = name.partition("delfsearch ")[2]
         extractor = DelfExtractor.preset(
             "full", weights=weights, precision=own or "fp32", n_jobs=threads, device="cpu"

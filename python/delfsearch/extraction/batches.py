@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from delfsearch.errors import PhotoError
-from delfsearch.extraction.network import FoldedTrunk
 from delfsearch.extraction.pyramid import Level
 from delfsearch.extraction.runtime import Cells, Runtime
 from delfsearch.extraction.selection import Selected, keep, selected
@@ -35,13 +34,11 @@ Item = TypeVar("Item")
 class Opened(NamedTuple):
     """What is known of a photo when it has been read.
 
-    size : (width, height) of the original. border_cells : left out of its levels. trunk : as in
-    Runtime.dense; not used in batches.
+    size : (width, height) of the original. border_cells : left out of its levels.
     """
 
     size: tuple[int, int]
     border_cells: int
-    trunk: FoldedTrunk | None = None
 
 
 @dataclass

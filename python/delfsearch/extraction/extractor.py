@@ -69,8 +69,7 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
         few others (docs/extraction.md). Photos that have no others keep theirs.
     n_components : dimensions of the descriptors; None keeps all 1,024, only L2-normalised.
     whiten : divide principal components by their standard deviations.
-    precision : "fp32", "bf16" (where the processor has it), "int8" (faster, a little less exact,
-        see docs/extraction.md), or "auto": bf16 or fp32, see runtime.py.
+    precision : "fp32", "bf16" (where the processor has it), or "auto", see runtime.py.
     device : "auto" (a GPU if there is one), "cpu", "cuda", ...
     max_pixels : larger files are refused as decompression bombs.
     n_fit_photos : photos that fit samples to learn the PCA from.
@@ -231,10 +230,7 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
         with one_torch_thread():
             start = clock()
             size, levels = self._read(photo)
-            trunk = runtime.trunk_for(own_level(levels).rgb)
-            cells = [
-                runtime.cells(level, size, best=self.max_features, trunk=trunk) for level in levels
-            ]
+            cells = [runtime.cells(level, size, best=self.max_features) for level in levels]
             select(cells, max_features=self.max_features, iou_threshold=1.0)
             return clock() - start
 
@@ -246,11 +242,10 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
         self._check_parameters()
         runtime = self._runtime()
         size, levels = self._read(photo)
-        trunk = runtime.trunk_for(own_level(levels).rgb)
         return [
             ScoreLevel(
                 level.scale,
-                runtime.score_grid(level, trunk),
+                runtime.score_grid(level),
                 runtime.geometry(level.size, size)[0],
             )
             for level in levels
@@ -420,17 +415,13 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
                 score_threshold=self.score_threshold,
                 best=best,
                 border_cells=photo.border_cells,
-                trunk=photo.trunk,
             )
 
         def read(photo: Any) -> tuple[Opened, list[Level]]:
             size, levels = self._read(photo)
             inner = any(runtime.n_inner_cells(level, self.border_cells) for level in levels)
-            border_cells = self.border_cells if inner else 0
-            own = own_level(levels).rgb
-            if not has_texture(own):
-                return Opened(size, border_cells), []
-            return Opened(size, border_cells, runtime.trunk_for(own)), levels
+            opened = Opened(size, self.border_cells if inner else 0)
+            return opened, levels if has_texture(own_level(levels).rgb) else []
 
         def finish(photo: Opened, cells: list[Cells]) -> tuple[Selected, tuple[int, int]]:
             if not cells:

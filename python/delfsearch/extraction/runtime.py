@@ -16,16 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from delfsearch._validation import check_choice
-from delfsearch.extraction.int8 import Int8Trunk, processor_has_int8
 from delfsearch.extraction.network import FoldedTrunk, layers
-from delfsearch.extraction.pyramid import MIN_SIDE, Level, resized
+from delfsearch.extraction.pyramid import Level
 from delfsearch.extraction.receptive_field import receptive_field, to_photo_pixels
 from delfsearch.extraction.scores import Scorer
 from delfsearch.extraction.strips import features_in_strips
 from delfsearch.extraction.weights import Weights
 
 PRECISIONS = ("auto", "fp32", "bf16")
-_CALIBRATION_SIDE = 256  # longer side of the copy of a photo that int8 takes its scales from
 
 
 class Cells(NamedTuple):
@@ -77,44 +75,24 @@ def resolve_device(device: str) -> torch.device:
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     """Turn "auto", "fp32" or "bf16" into a dtype that the device has.
 
-    "auto" is bf16 on x86 processors that multiply it in hardware (benchmarks/extraction.py prints
-    what it costs in accuracy), fp32 elsewhere.
+    "auto" is bf16 on x86 processors and GPUs that multiply it in hardware (benchmarks/extraction.py
+    prints what it costs in accuracy), fp32 elsewhere.
     """
     check_choice(precision, "precision", PRECISIONS)
     if precision == "fp32":
         return torch.float32
-    on_cpu = device.type == "cpu"
-    available = processor_has_bf16() if on_cpu else device.type == "cuda"
+    on_gpu = device.type == "cuda"
+    available = on_gpu or (device.type == "cpu" and processor_has_bf16())
     if precision == "bf16" and not available:
         raise ValueError(
             f"precision='bf16' needs a processor with AVX512_BF16, AMX or Arm BF16; this one "
             f"({platform.machine()}) has none: use precision='auto' or 'fp32'"
         )
-    if precision == "auto" and not (on_cpu and platform.machine() in ("x86_64", "AMD64")):
-        available = False
+    if precision == "auto" and on_gpu:
+        available = torch.cuda.get_device_capability(device)[0] >= 8  # older ones emulate it
+    elif precision == "auto":
+        available = available and platform.machine() in ("x86_64", "AMD64")
     return torch.bfloat16 if available else torch.float32
-
-
-def make_trunk(weights: Weights, precision: str, device: torch.device) -> FoldedTrunk:
-    """Return the network for inference in a precision: what resolve_precision takes, or "int8".
-
-    "int8" is for processors: the larger part of the arithmetic in 8-bit integers, see int8.py, the
-    rest as "auto". On a GPU "auto" is bf16 where the GPU has it.
-    """
-    check_choice(precision, "precision", (*PRECISIONS, "int8"))
-    options: dict[str, Any] = {"bn_eps": weights.bn_eps, "input_std": weights.input_std}
-    if precision == "int8":
-        if device.type != "cpu" or not processor_has_int8():
-            raise ValueError(
-                "precision='int8' needs device='cpu', an x86 processor with AVX512_VNNI or "
-                "AVX_VNNI and torch 2.6 or later; use precision='auto'"
-            )
-        dtype = resolve_precision("auto", device)
-        return Int8Trunk(weights.tensors, weights.layout, dtype=dtype, **options)
-    if precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
-        precision = "bf16"
-    dtype = resolve_precision(precision, device)
-    return FoldedTrunk(weights.tensors, weights.layout, dtype=dtype, device=str(device), **options)
 
 
 class Runtime:
@@ -123,10 +101,17 @@ class Runtime:
     def __init__(self, weights: Weights, *, score: str, precision: str, device: str) -> None:
         self.weights = weights
         self.device = resolve_device(device)
-        self.trunk = make_trunk(weights, precision, self.device)
-        self.trunk.pack()
-        self.dtype = self.trunk.dtype
+        self.dtype = resolve_precision(precision, self.device)
         self.layers = layers(weights.layout)
+        self.trunk = FoldedTrunk(
+            weights.tensors,
+            weights.layout,
+            bn_eps=weights.bn_eps,
+            input_std=weights.input_std,
+            dtype=self.dtype,
+            device=str(self.device),
+        )
+        self.trunk.pack()
         self.scorer = Scorer(
             score,
             weights.attention,
@@ -136,31 +121,11 @@ class Runtime:
         )
         self._mean = torch.tensor(weights.input_mean, device=self.device)
 
-    def trunk_for(self, rgb: NDArray[np.uint8]) -> FoldedTrunk:
-        """Return the network for the levels of a photo (h, w, 3): in int8 its scales depend on it.
-
-        A small copy of the photo serves, so the scale that it comes in does not matter.
-        """
-        if not isinstance(self.trunk, Int8Trunk):
-            return self.trunk
-        height, width = rgb.shape[:2]
-        ratio = _CALIBRATION_SIDE / max(height, width)
-        if ratio < 1:
-            rgb = resized(
-                rgb, tuple(max(MIN_SIDE, round(side * ratio)) for side in (width, height))
-            )
-        with torch.inference_mode():
-            return self.trunk.calibrated(torch.from_numpy(rgb), self._mean)
-
-    def dense(self, rgb: NDArray[np.uint8], trunk: FoldedTrunk | None = None) -> Tensor:
-        """Return the raw features (h', w', 1024) of an image (h, w, 3), in the trunk's dtype.
-
-        trunk : what trunk_for returned for the photo; None asks it for this image.
-        """
+    def dense(self, rgb: NDArray[np.uint8]) -> Tensor:
+        """Return the raw features (h', w', 1024) of an image (h, w, 3), in the trunk's dtype."""
         image = torch.from_numpy(rgb)
         if self.device.type == "cpu":
-            trunk = trunk or self.trunk_for(rgb)
-            return features_in_strips(trunk, image, self._mean)[0].permute(1, 2, 0)
+            return features_in_strips(self.trunk, image, self._mean)[0].permute(1, 2, 0)
         return self.dense_batch(image[None])[0]
 
     def dense_batch(self, rgb: Tensor) -> Tensor:
@@ -176,15 +141,14 @@ class Runtime:
         score_threshold: float | None = None,
         best: int | None = None,
         border_cells: int = 0,
-        trunk: FoldedTrunk | None = None,
     ) -> Cells:
         """Run the network on one level; keep the cells that reach score_threshold, the best ones.
 
         best : how many to keep, ties by lower cell; None keeps all. border_cells : so many rows and
-        columns along each edge of the grid are left out. trunk : as in `dense`.
+        columns along each edge of the grid are left out.
         """
         with torch.inference_mode():
-            features = self.dense(level.rgb, trunk).flatten(0, 1)
+            features = self.dense(level.rgb).flatten(0, 1)
             rows, found = self.candidates(
                 level,
                 photo_size,
@@ -226,10 +190,10 @@ class Runtime:
         sides = [receptive_field(self.layers, side).n_cells for side in level.size]
         return max(0, sides[0] - 2 * border_cells) * max(0, sides[1] - 2 * border_cells)
 
-    def score_grid(self, level: Level, trunk: FoldedTrunk | None = None) -> NDArray[np.float32]:
+    def score_grid(self, level: Level) -> NDArray[np.float32]:
         """Return the scores (h', w') of all cells of a level."""
         with torch.inference_mode():
-            grid: NDArray[np.float32] = self.scorer(self.dense(level.rgb, trunk)).cpu().numpy()
+            grid: NDArray[np.float32] = self.scorer(self.dense(level.rgb)).cpu().numpy()
         return grid
 
     def geometry(

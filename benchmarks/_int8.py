@@ -1,25 +1,21 @@
-"""The trunk with its 3x3 convolutions, and the 1x1 ones after them, in 8-bit integers.
+"""The trial of 8-bit integers that benchmarks/extraction.py shows: not part of the library.
 
-These are three quarters of the arithmetic, and processors with VNNI do it twice as fast as in
-bfloat16. What they read is narrow and not negative, so one scale serves a whole tensor. The sums
-that run through a block and the 1x1 convolutions that read them (a few channels are hundreds of
-times as large as others) stay in floating point; so do the first convolution, the shortcuts and the
-features.
+The 3x3 convolutions, and the 1x1 ones after them, run in int8. These are three quarters of the
+arithmetic, and processors with VNNI do it twice as fast as in bfloat16. What they read is narrow
+and not negative, so one scale serves a whole tensor. The sums that run through a block and the 1x1
+convolutions that read them (a few channels are hundreds of times as large as others) stay in
+floating point; so do the first convolution, the shortcuts and the features.
 
 Kernels have a scale for each output channel. The scale of an activation is its largest value in a
-small copy of the same photo, which the network first sees in floating point: nothing needs to be
-calibrated beforehand, whatever the weights, and a photo's features follow from the photo alone.
-docs/extraction.md says what it costs in accuracy and what other calibrations would.
+small copy of the same photo. benchmarks/quantization.py compares other sets and calibrations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from delfsearch.extraction.network import FoldedTrunk, _fold, packed_kernel
@@ -32,42 +28,26 @@ _PACKED_FOR = ((48, 64), (2, 4))
 _TINY = 64  # rows times columns
 
 
-def processor_has_int8() -> bool:
-    """Whether processor and torch multiply 8-bit integers fast (VNNI) and rightly."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    flags = text.partition("\nflags")[2].partition("\n")[0].split()
-    return bool({"avx512_vnni", "avx_vnni"} & set(flags)) and _int8_works()
-
-
 class Int8Trunk(FoldedTrunk):
-    """FoldedTrunk that makes trunks with the conv2 and conv3 of every unit in int8, on a processor.
+    """FoldedTrunk that makes trunks with the conv2 and conv3 of every unit in int8.
 
     Its arguments are FoldedTrunk's. It computes in floating point itself.
     """
 
-    def __init__(
-        self,
-        tensors: Mapping[str, Tensor],
-        layout: str,
-        *,
-        bn_eps: float,
-        input_std: tuple[float, float, float] = (1.0, 1.0, 1.0),
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        super().__init__(tensors, layout, bn_eps=bn_eps, input_std=input_std, dtype=dtype)
+    def __init__(self, tensors: Mapping[str, Tensor], layout: str, **options: Any) -> None:
+        super().__init__(tensors, layout, **options)
+        eps = options["bn_eps"]
         self.inner: dict[str, tuple[Tensor, Tensor]] = {}  # conv1 in float32
         self.kernels: dict[str, _Kernel] = {}
         for unit in self.units:
             conv1, conv2, conv3 = (
                 (f"{unit.prefix}.conv{i}", f"{unit.prefix}.bn{i}") for i in (1, 2, 3)
             )
-            kernel, bias = _fold(tensors, *conv1, bn_eps)
+            kernel, bias = _fold(tensors, *conv1, eps)
             self.inner[conv1[0]] = kernel.float(), bias.float()
             for names, stride in ((conv2, unit.stride_3x3), (conv3, 1)):
-                self.kernels[names[0]] = _quantized(*_fold(tensors, *names, bn_eps), stride)
+                self.kernels[names[0]] = _quantized(*_fold(tensors, *names, eps), stride)
+        self.pack()
 
     def calibrated(self, rgb: Tensor, mean: Tensor) -> FoldedTrunk:
         """Return the trunk in int8 for images like this one: (h, w, 3) uint8; mean (3,)."""
@@ -142,7 +122,6 @@ class _Kernel(NamedTuple):
 
 
 # The operators that torch.compile emits for quantized networks and, with "hardtanh", for others.
-# They are not public, so processor_has_int8() tries them first.
 def _quantized(kernel: Tensor, bias: Tensor, stride: int) -> _Kernel:
     scales = kernel.abs().amax((1, 2, 3)).clamp(min=1e-12) / 127
     rounded = (kernel / scales[:, None, None, None]).round().to(torch.int8)
@@ -161,14 +140,14 @@ def _quantized(kernel: Tensor, bias: Tensor, stride: int) -> _Kernel:
 def _int8_conv_relu(
     x: Tensor, k: _Kernel, scale: float, scale_out: float, stride: int, padding: list[int]
 ) -> Tensor:
-    return torch.ops.onednn.qconv2d_pointwise(  # type: ignore[no-any-return]
+    return torch.ops.onednn.qconv2d_pointwise(
         x, scale, 0, k.packed(x), k.scales, k.zeros, k.bias, [stride] * 2, padding, [1, 1], 1,
         scale_out, 0, torch.uint8, "relu", [], "",
     )  # fmt: skip
 
 
 def _int8_conv_add_relu(shortcut: Tensor, x: Tensor, k: _Kernel, scale: float) -> Tensor:
-    return torch.ops.onednn.qconv2d_pointwise.binary(  # type: ignore[no-any-return]
+    return torch.ops.onednn.qconv2d_pointwise.binary(
         x, scale, 0, k.packed(x), k.scales, k.zeros, shortcut, k.bias, [1, 1], [0, 0], [1, 1], 1,
         1.0, 0, shortcut.dtype, 1.0, 0, "sum", 1.0, "relu", [], "",
     )  # fmt: skip
@@ -178,33 +157,6 @@ def _fused_conv_clamp(
     x: Tensor, kernel: Tensor, bias: Tensor, stride: int, padding: list[int]
 ) -> Tensor:
     limits = [0.0, float(_LEVELS)]
-    return torch.ops.mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
+    return torch.ops.mkldnn._convolution_pointwise(
         x, kernel, bias, padding, [stride] * 2, [1, 1], 1, "hardtanh", limits, ""
-    )
-
-
-def _int8_works() -> bool:
-    """Whether this torch has the operators, and they compute the same as in floating point."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    n = 16 * 5 * 7
-    x = 255 - torch.arange(n).remainder(13).reshape(1, 16, 5, 7).float()
-    kernel = (torch.arange(8 * 16).remainder(11).reshape(8, 16, 1, 1) - 4) / 8
-    kernel[:, :8] = kernel.amax()  # with x so large, sums of pairs saturate where VNNI is missing
-    bias = (torch.arange(8) - 4) / 4
-    x, kernel = (t.contiguous(memory_format=torch.channels_last) for t in (x, kernel))
-    shortcut = x[:, :8].contiguous(memory_format=torch.channels_last)
-    plain = F.conv2d(x, kernel, bias)
-    top = float(plain.max())
-    try:
-        k = _quantized(kernel, bias, 1)
-        clamped = _fused_conv_clamp(x, kernel / 8, bias / 8, 1, [0, 0])
-        relu = _int8_conv_relu(x.byte(), k, 1.0, top / _LEVELS, 1, [0, 0])
-        added = _int8_conv_add_relu(shortcut.clone(), x.byte(), k, 1.0)
-    except (AttributeError, RuntimeError, NotImplementedError, TypeError):
-        return False
-    return (
-        torch.allclose(clamped, (plain / 8).clamp(0, _LEVELS), rtol=1e-4, atol=1e-3)
-        and torch.allclose(relu * (top / _LEVELS), plain.relu(), rtol=0.02, atol=0.02 * top)
-        and torch.allclose(added, (plain + shortcut).relu(), rtol=0.02, atol=0.02 * top)
     )

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from delfsearch.extraction.network import FoldedTrunk, _fold, packed_kernel
+from delfsearch.extraction.network import FoldedTrunk, _fold
 from delfsearch.extraction.strips import features_in_strips
 
 _LEVELS = 255
@@ -47,7 +47,6 @@ class Int8Trunk(FoldedTrunk):
             self.inner[conv1[0]] = kernel.float(), bias.float()
             for names, stride in ((conv2, unit.stride_3x3), (conv3, 1)):
                 self.kernels[names[0]] = _quantized(*_fold(tensors, *names, eps), stride)
-        self.pack()
 
     def calibrated(self, rgb: Tensor, mean: Tensor) -> FoldedTrunk:
         """Return the trunk in int8 for images like this one: (h, w, 3) uint8; mean (3,)."""
@@ -83,9 +82,6 @@ class _CalibratedTrunk(FoldedTrunk):
             kernel = kernel.to(self.dtype).contiguous(memory_format=torch.channels_last)
             scaled[name] = kernel, bias.to(self.dtype)
         self._weights = {**trunk._weights, **scaled}
-        steps = {f"{unit.prefix}.conv1": unit.stride_1x1 for unit in self.units}
-        packed = {n: packed_kernel(scaled[n][0], steps[n]) for n in scaled if n in trunk._packed}
-        self._packed = {**trunk._packed, **{n: k for n, k in packed.items() if k is not None}}
 
     def conv_relu(
         self, name: str, x: Tensor, stride: int, padding: int | tuple[int, int]
@@ -96,7 +92,7 @@ class _CalibratedTrunk(FoldedTrunk):
             return super().conv_relu(name, x, stride, padding)
         sides = [padding] * 2 if isinstance(padding, int) else list(padding)
         if kind == "conv1":
-            x = _fused_conv_clamp(x, *self._kernel(name, x), stride, sides).round_()
+            x = _fused_conv_clamp(x, *self._weights[name], stride, sides).round_()
             return x.short().byte()  # torch has fast code for both steps, but not for them at once
         scales = self._scales[f"{prefix}.conv1"], self._scales[name]
         return _int8_conv_relu(x, self._kernels[name], *scales, stride, sides)

@@ -84,7 +84,8 @@ def openvino(weights: Weights, threads: int) -> Network:
 
     def run(rgb: np.ndarray) -> torch.Tensor:
         request.infer([rgb[None]])
-        return torch.from_numpy(request.get_output_tensor(0).data)[0].permute(1, 2, 0)
+        # A copy: the next call writes to the same memory.
+        return torch.from_numpy(request.get_output_tensor(0).data[0].copy()).permute(1, 2, 0)
 
     return run
 

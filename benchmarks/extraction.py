@@ -133,7 +133,7 @@ class Accuracy:
             if parts:
                 joined = np.concatenate(parts)
                 row[f"{kind}_mean"] = float(joined.mean())
-                row[f"{kind}_p0.1"] = float(np.quantile(joined, 0.001))
+                row[f"{kind}_permille"] = float(np.quantile(joined, 0.001))
                 row[f"{kind}_min"] = float(joined.min())
         return {**row, "keypoints_kept": float(np.mean(self.kept))}
 
@@ -268,8 +268,8 @@ def main() -> None:
             report["on_device"] = on_device(args, paths)
         else:
             measure(args, paths, report)
-    show(report)
     write_json(args.json, report)
+    show(report)
 
 
 def measure(args: argparse.Namespace, paths: list[Path], report: dict[str, Any]) -> None:
@@ -312,9 +312,9 @@ def show(report: dict[str, Any]) -> None:
             line += f"  x{eager / value:5.2f}" if eager else ""
             row = report.get("accuracy", {}).get(name) if part == "network" else None
             if row:
-                line += "  cosine raw {raw_mean:.5f} p0.1 {raw_p0.1:.4f}".format(**row)
+                line += "  cosine raw {raw_mean:.5f} p0.1 {raw_permille:.4f}".format(**row)
                 if "final_mean" in row:
-                    line += ", final {final_mean:.5f} p0.1 {final_p0.1:.4f}".format(**row)
+                    line += ", final {final_mean:.5f} p0.1 {final_permille:.4f}".format(**row)
                 line += f", keypoints kept {row['keypoints_kept']:.3f}"
             print(line)
     for name, reason in report.get("missing", {}).items():

@@ -4,7 +4,8 @@ The network runs in float32 with what it multiplies rounded: kernels to 127 step
 activations to 255 steps from 0 to a limit. Prints, for sets of convolutions and for calibrations,
 the mean cosine per cell with the exact raw features, its 1% quantile, and the share of the best
 cells (one in twelve, by the weights' own score) that stay the best. "own" scales come from a small
-copy of the same photo, as precision="int8" has them; "others" from photos that are not measured.
+copy of the same photo, "others" from photos that are not measured. The time, and the accuracy of a
+network in real int8, are beside the others in benchmarks/extraction.py ("int8 trial").
 
     python benchmarks/quantization.py --photos FOLDER [--weights FILE] [--n 3] [--scales 0.5 1]
         [--json out.json]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from delfsearch.extraction.network import STRIDE_LAYOUTS, FoldedTrunk, packed_kernel
+from delfsearch.extraction.network import STRIDE_LAYOUTS, FoldedTrunk
 from delfsearch.extraction.strips import _pool, features_in_strips
 
 MEAN = torch.tensor([123.68, 116.779, 103.939])
@@ -86,40 +86,3 @@ def test_pooling_against_max_pool2d(n, before, after, axis, seed):
     expected = F.max_pool2d(F.pad(x.permute(0, 3, 1, 2), sides), kernel, stride)
     got = _pool(x, axis, n_out, before)
     assert torch.equal(got, expected.permute(0, 2, 3, 1))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_kernels_change_nothing(tensors, dtype):
-    torch_tensors = {name: torch.from_numpy(value) for name, value in tensors.items()}
-    plain = FoldedTrunk(torch_tensors, "keras", bn_eps=1e-3, dtype=dtype)
-    packed = FoldedTrunk(torch_tensors, "keras", bn_eps=1e-3, dtype=dtype)
-    packed.pack()
-    assert set(packed._packed) <= set(packed._weights)
-    for size in ((20, 30), (97, 130), (260, 200)):
-        rgb = image(*size)
-        with torch.inference_mode():
-            expected, got = (features_in_strips(trunk, rgb, MEAN) for trunk in (plain, packed))
-            # A batch takes the kernels as they are.
-            batch = rgb[None].permute(0, 3, 1, 2).float().repeat(2, 1, 1, 1)
-            torch.testing.assert_close(packed(batch), plain(batch), rtol=0, atol=0)
-        tolerance = 1e-5 if dtype == torch.float32 else 0.02
-        assert (got - expected).abs().max() <= tolerance * expected.abs().max()
-
-
-def test_kernels_whose_layout_depends_on_the_size_are_not_packed(tensors, monkeypatch):
-    kernel = torch.from_numpy(tensors["layer1.0.conv2.weight"])
-    layouts = iter(range(3))
-
-    class Operators:
-        _reorder_convolution_weight = staticmethod(lambda kernel, *_: kernel)
-
-        @staticmethod
-        def _get_mkldnn_serialized_md(kernel):
-            return torch.full((200,), next(layouts), dtype=torch.uint8)
-
-    monkeypatch.setattr(torch.ops, "mkldnn", Operators)
-    assert packed_kernel(kernel, 1) is None
-    layouts = iter([7, 7, 7])
-    assert packed_kernel(kernel, 1) is kernel
-    monkeypatch.setattr(torch.ops, "mkldnn", object())
-    assert packed_kernel(kernel, 1) is None

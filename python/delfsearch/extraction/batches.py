@@ -187,7 +187,7 @@ class BatchedExtraction:
     def _to_host(self, x: Tensor) -> Tensor:
         """Queue a transfer to the processor; it is there after the stream's next event."""
         result = torch.empty(x.shape, dtype=x.dtype, pin_memory=self._cuda)
-        return result.copy_(x, non_blocking=True)
+        return result.copy_(x, non_blocking=self._cuda)
 
     def _on(self, stream: Any) -> AbstractContextManager[Any]:
         return nullcontext() if stream is None else torch.cuda.stream(stream)

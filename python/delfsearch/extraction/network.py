@@ -30,7 +30,6 @@ channels_last, ReLU and residual additions fused into the convolutions where one
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -233,29 +232,6 @@ class FoldedTrunk:
                 put(name, *_fold(tensors, f"{name}.0", f"{name}.1", bn_eps))
         self.fused = self.device.type == "cpu" and _fusion_works(dtype)
 
-    # Kernels as oneDNN wants them for one image, where it has been asked, see `pack`.
-    _packed: Mapping[str, Tensor] = MappingProxyType({})
-
-    def pack(self) -> None:
-        """Lay out the kernels once instead of at each call, for single images that are not tiny."""
-        if not self.fused:
-            return
-        packed = {}
-        for unit in self.units:
-            stride = unit.stride_1x1 * unit.stride_3x3
-            for name, step in (
-                ("conv1", unit.stride_1x1),
-                ("conv2", unit.stride_3x3),
-                ("conv3", 1),
-                ("downsample", stride),
-            ):
-                name = f"{unit.prefix}.{name}"
-                if name in self._weights:
-                    kernel = packed_kernel(self._weights[name][0], step)
-                    if kernel is not None:
-                        packed[name] = kernel
-        self._packed = packed
-
     def __call__(self, x: Tensor) -> Tensor:
         """Return (1, 1024, h', w') features of dtype, channels_last."""
         x = x.to(self.device, self.dtype, memory_format=torch.channels_last)
@@ -271,10 +247,7 @@ class FoldedTrunk:
         """Return what a unit adds to its last convolution: x itself, thinned out or projected."""
         stride = unit.stride_1x1 * unit.stride_3x3
         if unit.projects:
-            name = f"{unit.prefix}.downsample"
-            if self.fused:
-                return _fused_conv(x, *self._kernel(name, x), stride)
-            return F.conv2d(x, *self._weights[name], stride)
+            return F.conv2d(x, *self._weights[f"{unit.prefix}.downsample"], stride)
         if stride > 1:
             return x[:, :, ::stride, ::stride].contiguous(memory_format=torch.channels_last)
         return x
@@ -285,57 +258,18 @@ class FoldedTrunk:
         """Return ReLU of the named convolution of x; padding : of both axes, or (rows, columns)."""
         if self.fused:
             sides = [padding] * 2 if isinstance(padding, int) else list(padding)
-            return _fused_conv_relu(x, *self._kernel(name, x), stride, sides)
+            return _fused_conv_relu(x, *self._weights[name], stride, sides)
         return F.conv2d(x, *self._weights[name], stride, padding).relu_()
 
     def conv_add_relu(self, name: str, x: Tensor, shortcut: Tensor) -> Tensor:
         """Return ReLU of the named convolution of x plus shortcut, whose memory may be reused."""
         if self.fused:
-            return _fused_conv_add_relu(shortcut, x, *self._kernel(name, x))
+            return _fused_conv_add_relu(shortcut, x, *self._weights[name])
         return F.conv2d(x, *self._weights[name]).add_(shortcut).relu_()
-
-    def _kernel(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the kernel, packed where that is for inputs like x, and the bias."""
-        kernel, bias = self._weights[name]
-        if x.shape[0] == 1 and x.shape[2] * x.shape[3] >= _PACKED_FROM:
-            kernel = self._packed.get(name, kernel)
-        return kernel, bias
-
-
-# Rows times columns from which on a packed kernel is used, and sizes from there up.
-_PACKED_FROM = 64
-_SIZES = ((8, 8), (16, 512), (192, 256))
-
-
-def packed_kernel(kernel: Tensor, stride: int) -> Tensor | None:
-    """Return a kernel in the layout that oneDNN wants; None where that depends on the image's size.
-
-    To get from one such layout to another takes it a hundred times as long as the convolution.
-    """
-    sides = kernel.shape[2] // 2
-    try:
-        packed = [
-            torch.ops.mkldnn._reorder_convolution_weight(
-                kernel, [sides] * 2, [stride] * 2, [1, 1], 1, [1, kernel.shape[1], *size]
-            )
-            for size in _SIZES
-        ]
-        layouts = [torch.ops.mkldnn._get_mkldnn_serialized_md(p) for p in packed]
-    except (AttributeError, RuntimeError, NotImplementedError):
-        return None
-    for layout in layouts:
-        layout[108:112] = 0  # between two members of a C structure: anything may be there
-    return packed[0] if all(torch.equal(layouts[0], layout) for layout in layouts) else None
 
 
 # The operators that torch.compile itself emits for convolutions on a CPU. They are not public, so
 # _fusion_works() tries them first, and the public operators take over where it says no.
-def _fused_conv(x: Tensor, kernel: Tensor, bias: Tensor, stride: int) -> Tensor:
-    return torch.ops.mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
-        x, kernel, bias, [0, 0], [stride] * 2, [1, 1], 1, "none", [], ""
-    )
-
-
 def _fused_conv_relu(
     x: Tensor, kernel: Tensor, bias: Tensor, stride: int, padding: list[int]
 ) -> Tensor:

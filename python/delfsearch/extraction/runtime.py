@@ -111,7 +111,6 @@ class Runtime:
             dtype=self.dtype,
             device=str(self.device),
         )
-        self.trunk.pack()
         self.scorer = Scorer(
             score,
             weights.attention,

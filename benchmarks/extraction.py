@@ -293,7 +293,7 @@ def measure(args: argparse.Namespace, paths: list[Path], report: dict[str, Any])
         report["peak_mb"] = {
             f"full {precision}, {n} photos": peak_mb(precision, args.weights, (paths * n)[:n])
             for precision in our_precisions()
-            for n in (4, 16)
+            for n in (2, 6)
         }
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from training.small import RUN, same, save_small_weights, stop_after
 
 from delfsearch import DelfExtractor
@@ -16,10 +15,8 @@ from delfsearch.training import (
     ContrastiveTrainer,
     LabelledPhotos,
     MatchedPhotos,
-    Matcher,
     Optimization,
     PairViews,
-    match_photos,
 )
 from delfsearch.training.contrastive_model import (
     ContrastiveModel,
@@ -293,42 +290,3 @@ def test_matched_photos_come_back_from_disk(photos, tmp_path):
 def test_matched_photos_that_make_no_sense(photos, change, error):
     with pytest.raises(ValueError, match=error):
         dataclasses.replace(matched_of(photos), **change)
-
-
-def drawing(seed: int, width: int, height: int) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (height // 12, width // 12, 3), np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-
-
-CONGAS = Matcher("congas", 15, 8.0, (("n_components", None),))
-
-
-def test_photos_of_one_thing_are_matched(tmp_path):
-    """Two crops of one drawing, 30 pixels apart; two drawings that are called one thing."""
-    whole = drawing(0, 330, 240)
-    whole.crop((0, 0, 300, 240)).save(tmp_path / "a.png")
-    whole.crop((30, 0, 330, 240)).resize((150, 120)).save(tmp_path / "b.png")
-    drawing(1, 300, 240).save(tmp_path / "c.png")
-    drawing(2, 300, 240).save(tmp_path / "d.png")
-    names = ("a.png", "b.png", "c.png", "d.png")
-    photos = LabelledPhotos.from_names(names, ["x", "x", "y", "y"], root=tmp_path)
-    seen = []
-    matched = match_photos(
-        photos, matchers=(CONGAS,), n_jobs=1, max_points=40, progress=lambda *x: seen.append(x)
-    )
-    assert seen[-1] == ("photos", 4, 4)
-    assert matched.names == ("a.png", "b.png") and matched.pairs.tolist() == [[0, 1]]
-    assert matched.sizes.tolist() == [[300, 240, 150, 120]]
-    assert matched.zooms[0] == pytest.approx(0.5, rel=0.1)
-    points = matched.points_of(0)
-    assert 15 <= len(points) <= 40
-    expected = (points[:, :2] + 0.5 - (30, 0)) / 2 - 0.5
-    assert np.median(np.abs(points[:, 2:] - expected)) < 2
-    again = match_photos(photos, matchers=(CONGAS,), n_jobs=2, max_points=40)
-    assert again.fingerprint() == matched.fingerprint()
-
-
-def test_nothing_to_match_is_an_error(photos):
-    with pytest.raises(DatasetError, match="no two photos"):
-        match_photos(photos, matchers=(dataclasses.replace(CONGAS, min_inliers=9999),), n_jobs=1)

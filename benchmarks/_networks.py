@@ -46,13 +46,13 @@ def compiled(weights: Weights) -> Network:
     import torch._dynamo
     import torch._inductor.config
 
-    torch._inductor.config.freezing = True
-    torch._dynamo.config.recompile_limit = 64
     model, mean, std = _reference(weights)
     model = model.to(torch.bfloat16, memory_format=torch.channels_last)
     fast = torch.compile(model, dynamic=False)
 
     def run(rgb: np.ndarray) -> torch.Tensor:
+        torch._inductor.config.freezing = True  # both hold for the calling thread alone
+        torch._dynamo.config.recompile_limit = 64
         x = ((torch.from_numpy(rgb).permute(2, 0, 1).float() - mean) / std)[None]
         with torch.no_grad():
             return fast(x.to(torch.bfloat16, memory_format=torch.channels_last))[0].permute(1, 2, 0)

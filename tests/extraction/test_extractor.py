@@ -125,7 +125,14 @@ def test_selection(extractor, photos):
             assert inter / (4 * half[i] ** 2 + 4 * half[j] ** 2 - inter) < 0.52  # sides are rounded
 
 
-def test_results_do_not_depend_on_threads_company_or_repetition(extractor, photos):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_results_do_not_depend_on_threads_company_or_repetition(
+    extractor, photos, precision, monkeypatch
+):
+    monkeypatch.setattr(runtime_module, "processor_has_bf16", lambda: True)
+    # One more of the size of another, and one that passes the network in several strips.
+    photos = [*photos, texture(64, 100, 7), texture(600, 420, 8)]
+    extractor = clone(extractor).set_params(precision=precision)
     before = torch.get_num_threads()
     alone = [extractor.transform([photo])[0] for photo in photos]
     for n_jobs in (1, 3, -1):
@@ -377,6 +384,15 @@ def test_bf16(extractor, photos, monkeypatch):
     ]
     cosine = (half.descriptors[order[0]] * full.descriptors[order[1]]).sum(1)
     assert cosine.mean() > 0.97
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [(7, torch.float32), (8, torch.bfloat16)])
+def test_precision_on_a_gpu(monkeypatch, capability, dtype):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (capability, 0))
+    gpu = torch.device("cuda")
+    assert runtime_module.resolve_precision("auto", gpu) == dtype
+    assert runtime_module.resolve_precision("bf16", gpu) == torch.bfloat16
+    assert runtime_module.resolve_precision("fp32", gpu) == torch.float32
 
 
 def test_estimate(extractor):

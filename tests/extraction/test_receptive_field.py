@@ -126,12 +126,12 @@ def test_a_blob_keeps_its_place_across_scales(layout):
     blob = 250 * np.exp(-((x - where[0]) ** 2 + (y - where[1]) ** 2) / (2 * 60.0**2))
     image = Image.fromarray(blob.astype(np.uint8)).convert("RGB")
     for level in pyramid(image, (0.5, 2**-0.5, 1.0, 2**0.5)):
-        rgb = torch.from_numpy(np.array(level.image)).permute(2, 0, 1)[None].float()
+        rgb = torch.from_numpy(level.rgb).permute(2, 0, 1)[None].float()
         with torch.inference_mode():
             response = trunk(rgb)[0, 0].double().numpy()
         centres = [
             to_photo_pixels(receptive_field(layers(layout), side).centres(), side, whole)
-            for side, whole in zip(level.image.size, (width, height))
+            for side, whole in zip(level.size, (width, height))
         ]
         total = response.sum()
         found = np.array([response.sum(0) @ centres[0], response.sum(1) @ centres[1]]) / total

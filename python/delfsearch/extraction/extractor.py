@@ -17,11 +17,12 @@ from sklearn.exceptions import NotFittedError
 from delfsearch._validation import check_integer, check_n_jobs, check_real, check_seed
 from delfsearch.errors import PhotoError, WeightsError
 from delfsearch.extraction import pretrained
+from delfsearch.extraction.batches import BatchedExtraction, Opened, run_in_windows
 from delfsearch.extraction.network import N_CHANNELS
 from delfsearch.extraction.photo_lists import check_photos, sample_photos
 from delfsearch.extraction.photos import DEFAULT_MAX_PIXELS, has_texture, open_photo
 from delfsearch.extraction.pipeline import one_torch_thread, run_in_order
-from delfsearch.extraction.pyramid import MIN_SIDE, Level, pyramid, resolve_scales
+from delfsearch.extraction.pyramid import MIN_SIDE, Level, own_level, pyramid, resolve_scales
 from delfsearch.extraction.reduction import PcaReduction, l2_normalize
 from delfsearch.extraction.runtime import Cells, Runtime
 from delfsearch.extraction.selection import Selected, select
@@ -47,13 +48,6 @@ class ScoreLevel(NamedTuple):
     scale: float
     scores: NDArray[np.float32]
     keypoints_xy: NDArray[np.float32]
-
-
-class _Opened(NamedTuple):
-    """size : (width, height) of the original photo. border_cells : left out of its levels."""
-
-    size: tuple[int, int]
-    border_cells: int
 
 
 class DelfExtractor(BaseEstimator):  # type: ignore[misc]
@@ -252,7 +246,7 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
             ScoreLevel(
                 level.scale,
                 runtime.score_grid(level),
-                runtime.geometry(level.image.size, size)[0],
+                runtime.geometry(level.size, size)[0],
             )
             for level in levels
         ]
@@ -414,7 +408,7 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
         # Without suppression only the best max_features of a level can be among the photo's.
         best = self.max_features if self.iou_threshold == 1.0 else None
 
-        def compute(photo: _Opened, level: Level) -> Cells:
+        def compute(photo: Opened, level: Level) -> Cells:
             return runtime.cells(
                 level,
                 photo.size,
@@ -423,15 +417,13 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
                 border_cells=photo.border_cells,
             )
 
-        def read(photo: Any) -> tuple[_Opened, list[Level]]:
+        def read(photo: Any) -> tuple[Opened, list[Level]]:
             size, levels = self._read(photo)
             inner = any(runtime.n_inner_cells(level, self.border_cells) for level in levels)
-            opened = _Opened(size, self.border_cells if inner else 0)
-            # Looked for at the photo's own scale, or just below: enlarging smooths.
-            own = [level for level in levels if level.scale <= 1.0] or levels[:1]
-            return opened, levels if has_texture(own[-1].image) else []
+            opened = Opened(size, self.border_cells if inner else 0)
+            return opened, levels if has_texture(own_level(levels).rgb) else []
 
-        def finish(photo: _Opened, cells: list[Cells]) -> tuple[Selected, tuple[int, int]]:
+        def finish(photo: Opened, cells: list[Cells]) -> tuple[Selected, tuple[int, int]]:
             if not cells:
                 return Selected.none(), photo.size
             selected = select(
@@ -439,6 +431,19 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
             )
             return selected, photo.size
 
+        if runtime.device.type != "cpu":
+            return run_in_windows(
+                photos,
+                read=read,
+                extraction=BatchedExtraction(
+                    runtime,
+                    max_features=self.max_features,
+                    iou_threshold=self.iou_threshold,
+                    score_threshold=self.score_threshold,
+                    best=best,
+                ),
+                n_readers=check_n_jobs(self.n_jobs) or os.cpu_count() or 1,
+            )
         return run_in_order(
             photos, read=read, compute=compute, finish=finish, n_workers=self._n_workers()
         )

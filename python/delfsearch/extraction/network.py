@@ -235,25 +235,34 @@ class FoldedTrunk:
     def __call__(self, x: Tensor) -> Tensor:
         """Return (1, 1024, h', w') features of dtype, channels_last."""
         x = x.to(self.device, self.dtype, memory_format=torch.channels_last)
-        x = self._conv_relu("conv1", _pad_conv1(x, self.layout), 2, _conv1_padding(self.layout))
+        x = self.conv_relu("conv1", _pad_conv1(x, self.layout), 2, _conv1_padding(self.layout))
         x = _pool(x, self.layout)
         for unit in self.units:
-            prefix, stride = unit.prefix, unit.stride_1x1 * unit.stride_3x3
-            y = self._conv_relu(f"{prefix}.conv1", x, unit.stride_1x1, 0)
-            y = self._conv_relu(f"{prefix}.conv2", y, unit.stride_3x3, 1)
-            if unit.projects:
-                x = F.conv2d(x, *self._weights[f"{prefix}.downsample"], stride)
-            elif stride > 1:
-                x = x[:, :, ::stride, ::stride].contiguous(memory_format=torch.channels_last)
-            x = self._conv_add_relu(f"{prefix}.conv3", y, x)
+            y = self.conv_relu(f"{unit.prefix}.conv1", x, unit.stride_1x1, 0)
+            y = self.conv_relu(f"{unit.prefix}.conv2", y, unit.stride_3x3, 1)
+            x = self.conv_add_relu(f"{unit.prefix}.conv3", y, self.shortcut(unit, x))
         return x
 
-    def _conv_relu(self, name: str, x: Tensor, stride: int, padding: int) -> Tensor:
+    def shortcut(self, unit: Unit, x: Tensor) -> Tensor:
+        """Return what a unit adds to its last convolution: x itself, thinned out or projected."""
+        stride = unit.stride_1x1 * unit.stride_3x3
+        if unit.projects:
+            return F.conv2d(x, *self._weights[f"{unit.prefix}.downsample"], stride)
+        if stride > 1:
+            return x[:, :, ::stride, ::stride].contiguous(memory_format=torch.channels_last)
+        return x
+
+    def conv_relu(
+        self, name: str, x: Tensor, stride: int, padding: int | tuple[int, int]
+    ) -> Tensor:
+        """Return ReLU of the named convolution of x; padding : of both axes, or (rows, columns)."""
         if self.fused:
-            return _fused_conv_relu(x, *self._weights[name], stride, padding)
+            sides = [padding] * 2 if isinstance(padding, int) else list(padding)
+            return _fused_conv_relu(x, *self._weights[name], stride, sides)
         return F.conv2d(x, *self._weights[name], stride, padding).relu_()
 
-    def _conv_add_relu(self, name: str, x: Tensor, shortcut: Tensor) -> Tensor:
+    def conv_add_relu(self, name: str, x: Tensor, shortcut: Tensor) -> Tensor:
+        """Return ReLU of the named convolution of x plus shortcut, whose memory may be reused."""
         if self.fused:
             return _fused_conv_add_relu(shortcut, x, *self._weights[name])
         return F.conv2d(x, *self._weights[name]).add_(shortcut).relu_()
@@ -261,9 +270,11 @@ class FoldedTrunk:
 
 # The operators that torch.compile itself emits for convolutions on a CPU. They are not public, so
 # _fusion_works() tries them first, and the public operators take over where it says no.
-def _fused_conv_relu(x: Tensor, kernel: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+def _fused_conv_relu(
+    x: Tensor, kernel: Tensor, bias: Tensor, stride: int, padding: list[int]
+) -> Tensor:
     return torch.ops.mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
-        x, kernel, bias, [padding] * 2, [stride] * 2, [1, 1], 1, "relu", [], ""
+        x, kernel, bias, padding, [stride] * 2, [1, 1], 1, "relu", [], ""
     )
 
 
@@ -286,7 +297,7 @@ def _fusion_works(dtype: torch.dtype) -> bool:
     shortcut = x[:, :8].contiguous(memory_format=torch.channels_last)
     plain = F.conv2d(x, kernel, bias)
     try:
-        relu = _fused_conv_relu(x, kernel, bias, 1, 0)
+        relu = _fused_conv_relu(x, kernel, bias, 1, [0, 0])
         added = _fused_conv_add_relu(shortcut.clone(), x, kernel, bias)
     except (AttributeError, RuntimeError, NotImplementedError):
         return False

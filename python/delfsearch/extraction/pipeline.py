@@ -1,7 +1,7 @@
 """Reading on some threads, computing on others, results in order, a bounded number in flight.
 
-The threads live as long as one stream, so a process may fork between calls. Each computing thread
-limits torch to itself alone; the limit of the rest of the process is put back at once.
+The threads live as long as one stream, so a process may fork between calls. Each thread limits
+torch to itself alone; the limit of the rest of the process is put back at once.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def run_in_order(
     n_readers = 1 + n_workers // 4
     window = n_workers + n_readers + 1
     source = iter(items)
-    computing = _single_threaded_torch_pool(n_workers)
-    reading = ThreadPoolExecutor(n_readers, thread_name_prefix="delfsearch-read")
+    computing = _single_threaded_torch_pool(n_workers, "delfsearch-compute")
+    reading = _single_threaded_torch_pool(n_readers, "delfsearch-read")
     pending: deque[tuple[Item, Future[tuple[Context, list[Future[Piece]]]]]] = deque()
 
     def read_and_submit(item: Item) -> tuple[Context, list[Future[Piece]]]:
@@ -82,7 +82,7 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _single_threaded_torch_pool(n_workers: int) -> ThreadPoolExecutor:
+def _single_threaded_torch_pool(n_workers: int, name: str) -> ThreadPoolExecutor:
     """Return a pool whose threads are all running, torch limited to one thread in each of them."""
     before = torch.get_num_threads()
     started = threading.Barrier(n_workers + 1)
@@ -91,7 +91,7 @@ def _single_threaded_torch_pool(n_workers: int) -> ThreadPoolExecutor:
         torch.set_num_threads(1)
         started.wait()
 
-    pool = ThreadPoolExecutor(n_workers, "delfsearch-compute", initializer=limit)
+    pool = ThreadPoolExecutor(n_workers, name, initializer=limit)
     for _ in range(n_workers):
         pool.submit(int)
     started.wait()

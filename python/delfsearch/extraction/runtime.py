@@ -20,6 +20,7 @@ from delfsearch.extraction.network import FoldedTrunk, layers
 from delfsearch.extraction.pyramid import Level
 from delfsearch.extraction.receptive_field import receptive_field, to_photo_pixels
 from delfsearch.extraction.scores import Scorer
+from delfsearch.extraction.strips import features_in_strips
 from delfsearch.extraction.weights import Weights
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -74,21 +75,23 @@ def resolve_device(device: str) -> torch.device:
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     """Turn "auto", "fp32" or "bf16" into a dtype that the device has.
 
-    "auto" is bf16 on x86 processors that multiply it in hardware (benchmarks/extraction.py prints
-    what it costs in accuracy), fp32 elsewhere.
+    "auto" is bf16 on x86 processors and GPUs that multiply it in hardware (benchmarks/extraction.py
+    prints what it costs in accuracy), fp32 elsewhere.
     """
     check_choice(precision, "precision", PRECISIONS)
     if precision == "fp32":
         return torch.float32
-    on_cpu = device.type == "cpu"
-    available = processor_has_bf16() if on_cpu else device.type == "cuda"
+    on_gpu = device.type == "cuda"
+    available = on_gpu or (device.type == "cpu" and processor_has_bf16())
     if precision == "bf16" and not available:
         raise ValueError(
             f"precision='bf16' needs a processor with AVX512_BF16, AMX or Arm BF16; this one "
             f"({platform.machine()}) has none: use precision='auto' or 'fp32'"
         )
-    if precision == "auto" and not (on_cpu and platform.machine() in ("x86_64", "AMD64")):
-        available = False
+    if precision == "auto" and on_gpu:
+        available = torch.cuda.get_device_capability(device)[0] >= 8  # older ones emulate it
+    elif precision == "auto":
+        available = available and platform.machine() in ("x86_64", "AMD64")
     return torch.bfloat16 if available else torch.float32
 
 
@@ -100,7 +103,6 @@ class Runtime:
         self.device = resolve_device(device)
         self.dtype = resolve_precision(precision, self.device)
         self.layers = layers(weights.layout)
-        self.scorer = Scorer(score, weights.attention, self.device, score_scale=weights.score_scale)
         self.trunk = FoldedTrunk(
             weights.tensors,
             weights.layout,
@@ -109,12 +111,26 @@ class Runtime:
             dtype=self.dtype,
             device=str(self.device),
         )
-        self._mean = torch.tensor(weights.input_mean, device=self.device)[None, :, None, None]
+        self.scorer = Scorer(
+            score,
+            weights.attention,
+            self.device,
+            score_scale=weights.score_scale,
+            dtype=self.dtype,
+        )
+        self._mean = torch.tensor(weights.input_mean, device=self.device)
 
     def dense(self, rgb: NDArray[np.uint8]) -> Tensor:
         """Return the raw features (h', w', 1024) of an image (h, w, 3), in the trunk's dtype."""
-        x = torch.from_numpy(rgb).to(self.device).permute(2, 0, 1)[None].float()
-        return self.trunk(x.sub_(self._mean))[0].permute(1, 2, 0)
+        image = torch.from_numpy(rgb)
+        if self.device.type == "cpu":
+            return features_in_strips(self.trunk, image, self._mean)[0].permute(1, 2, 0)
+        return self.dense_batch(image[None])[0]
+
+    def dense_batch(self, rgb: Tensor) -> Tensor:
+        """Return the raw features (n, h', w', 1024) of images (n, h, w, 3) uint8 of one size."""
+        x = rgb.to(self.device).permute(0, 3, 1, 2).float()
+        return self.trunk(x.sub_(self._mean[:, None, None])).permute(0, 2, 3, 1)
 
     def cells(
         self,
@@ -131,31 +147,52 @@ class Runtime:
         columns along each edge of the grid are left out.
         """
         with torch.inference_mode():
-            grid = self.dense(np.array(level.image))
-            inner = _inner_rows(grid.shape[0], grid.shape[1], border_cells)
-            features = grid.flatten(0, 1)
-            scores = self.scorer(features)
-            rows = inner[_select(scores.cpu().numpy()[inner], score_threshold, best)]
+            features = self.dense(level.rgb).flatten(0, 1)
+            rows, found = self.candidates(
+                level,
+                photo_size,
+                self.scorer(features).cpu().numpy(),
+                score_threshold=score_threshold,
+                best=best,
+                border_cells=border_cells,
+            )
             kept = torch.from_numpy(rows).to(self.device)
-            values = features[kept].float().cpu().numpy()
-        grid_xy, half_box = self.geometry(level.image.size, photo_size)
-        return Cells(
+            return found._replace(features=features[kept].float().cpu().numpy())
+
+    def candidates(
+        self,
+        level: Level,
+        photo_size: tuple[int, int],
+        scores: NDArray[np.float32],
+        *,
+        score_threshold: float | None,
+        best: int | None,
+        border_cells: int,
+    ) -> tuple[NDArray[np.int64], Cells]:
+        """Return the rows of the cells that `cells` keeps, given all scores, and them bare.
+
+        Without features: (n, 0).
+        """
+        grid_xy, half_box = self.geometry(level.size, photo_size)
+        inner = _inner_rows(grid_xy.shape[0], grid_xy.shape[1], border_cells)
+        rows = inner[_select(scores[inner], score_threshold, best)]
+        return rows, Cells(
             scale=level.scale,
             keypoints_xy=grid_xy.reshape(-1, 2)[rows],
             half_box=half_box,
-            scores=scores.cpu().numpy()[rows],
-            features=values,
+            scores=scores[rows],
+            features=np.zeros((len(rows), 0), np.float32),
         )
 
     def n_inner_cells(self, level: Level, border_cells: int) -> int:
         """Return how many cells of a level `cells` chooses from."""
-        sides = [receptive_field(self.layers, side).n_cells for side in level.image.size]
+        sides = [receptive_field(self.layers, side).n_cells for side in level.size]
         return max(0, sides[0] - 2 * border_cells) * max(0, sides[1] - 2 * border_cells)
 
     def score_grid(self, level: Level) -> NDArray[np.float32]:
         """Return the scores (h', w') of all cells of a level."""
         with torch.inference_mode():
-            grid: NDArray[np.float32] = self.scorer(self.dense(np.array(level.image))).cpu().numpy()
+            grid: NDArray[np.float32] = self.scorer(self.dense(level.rgb)).cpu().numpy()
         return grid
 
     def geometry(

@@ -9,10 +9,12 @@ import torch
 from random_weights import save_random_weights
 
 from delfsearch.extraction.weights import read_safetensors, save_weights
-from delfsearch.training import Optimization, RunOptions, Views
+from delfsearch.training import Matcher, Optimization, RunOptions, Views
 
 VIEWS = Views(resize_side=54, crop_side=48)
 OPTIMIZATION = Optimization(epochs=2, batch_size=4)
+# Drawings have fewer inliers than photographs.
+CONGAS = Matcher("congas", 15, 8.0, (("n_components", None),))
 RUN = RunOptions(n_jobs=1, device="cpu", checkpoint_every=2)
 
 

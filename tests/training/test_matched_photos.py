@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from search_helpers import make_features
+from training.small import CONGAS
 
 from delfsearch.baselines import load_system
 from delfsearch.errors import DatasetError
 from delfsearch.evaluation.folder import PhotoFolder
 from delfsearch.features import LocalFeatures
-from delfsearch.training import MATCHERS, LabelledPhotos, Matcher, match_photos
+from delfsearch.training import MATCHERS, LabelledPhotos, match_photos
 from delfsearch.training.matched_photos import reciprocal_matches
 from delfsearch.verification.verifier import Verifier
 
@@ -61,9 +62,6 @@ def drawing(seed: int, width: int, height: int) -> Image.Image:
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (height // 12, width // 12, 3), np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-
-
-CONGAS = Matcher("congas", 15, 8.0, (("n_components", None),))
 
 
 def test_photos_of_one_thing_are_matched(tmp_path):

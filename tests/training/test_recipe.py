@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from training.small import RUN, same
-from training.test_contrastive import CONGAS, OPTIMIZATION, VIEWS
+from training.small import CONGAS, RUN, same
+from training.test_contrastive import OPTIMIZATION, VIEWS
 
 from delfsearch import cli
 from delfsearch.errors import DatasetError

@@ -12,6 +12,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from delfsearch import DelfExtractor, LocalFeatures, PhotoError, WeightsError
+from delfsearch.extraction import pipeline as pipeline_module
 from delfsearch.extraction import runtime as runtime_module
 from delfsearch.extraction.network import ResNet50Conv4
 from delfsearch.extraction.photo_lists import sample_photos
@@ -144,6 +145,29 @@ def test_results_do_not_depend_on_threads_company_or_repetition(
     thread.start()
     thread.join()
     assert inside == [before]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_results_do_not_depend_on_the_threads_that_torch_has(extractor, precision, monkeypatch):
+    monkeypatch.setattr(runtime_module, "processor_has_bf16", lambda: True)
+    photo = texture(600, 420, 8)
+    extractor = clone(extractor).set_params(precision=precision)
+    before = torch.get_num_threads()
+    found, maps = [], []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found += extractor.transform([photo])
+            maps.append(extractor.score_map(photo))
+            with pipeline_module._single_threaded_torch_pool(2, "test") as pool:
+                inside = list(pool.map(lambda _: torch.get_num_threads(), range(8)))
+            assert inside == [1] * 8 and torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert same(found[0], found[1]) and same(found[0], found[2])
+    for other in maps[1:]:
+        for a, b in zip(maps[0], other):
+            np.testing.assert_array_equal(a.scores, b.scores)
 
 
 def test_keypoints_are_in_the_pixels_of_the_original(extractor, tmp_path):

@@ -242,14 +242,15 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
         self._check_parameters()
         runtime = self._runtime()
         size, levels = self._read(photo)
-        return [
-            ScoreLevel(
-                level.scale,
-                runtime.score_grid(level),
-                runtime.geometry(level.size, size)[0],
-            )
-            for level in levels
-        ]
+        with one_torch_thread():  # as transform does, for the same scores
+            return [
+                ScoreLevel(
+                    level.scale,
+                    runtime.score_grid(level),
+                    runtime.geometry(level.size, size)[0],
+                )
+                for level in levels
+            ]
 
     def get_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Return what an index keeps to extract in the same way later: parameters and arrays.

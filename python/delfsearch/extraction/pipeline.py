@@ -74,7 +74,7 @@ def run_in_order(
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
     """Limit torch to one thread on the calling thread, and put its limit back."""
-    before = torch.get_num_threads()
+    before = torch.get_num_threads()  # also begins torch's use on this thread, see limit below
     torch.set_num_threads(1)
     try:
         yield
@@ -88,6 +88,9 @@ def _single_threaded_torch_pool(n_workers: int, name: str) -> ThreadPoolExecutor
     started = threading.Barrier(n_workers + 1)
 
     def limit() -> None:
+        # A thread's first use of torch takes over the number that new threads begin with, and would
+        # forget a limit set before it.
+        torch.get_num_threads()
         torch.set_num_threads(1)
         started.wait()
 

@@ -61,7 +61,10 @@ def _strip_rows(row_bytes: int, strip_bytes: int) -> int:
 
 def _joined(strips: Iterable[Tensor]) -> Tensor:
     parts = list(strips)
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+    if len(parts) == 1:
+        return parts[0]
+    # Of strips one column wide cat makes another layout, which the fused sums do not take.
+    return torch.cat(parts, 2).contiguous(memory_format=torch.channels_last)
 
 
 def _split(x: Tensor, rows: int) -> Iterator[Tensor]:

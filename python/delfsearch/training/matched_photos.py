@@ -278,7 +278,7 @@ def reciprocal_matches(
     k: int = _N_NEIGHBOURS,
     n_jobs: int | None = 1,
 ) -> Matches:
-    """Return the matches of two photos in which either is among the other's k nearest.
+    """Return the matches of two photos in which each is among the other's k nearest.
 
     Photo against photo, unlike in a collection, every descriptor has k nearest, however far; those
     that no descriptor answers are most of what verifies by chance.

@@ -157,7 +157,7 @@ def refuse_other_run(folder: Path, settings: Mapping[str, Any]) -> None:
         return
     try:
         held = json.loads((place / "state.json").read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError):  # the loop says what is damaged
+    except (OSError, ValueError, KeyError, TypeError):  # the loop says what is damaged
         return
     refuse_differences(held, settings, str(folder))
 

@@ -447,7 +447,7 @@ def test_a_terminal_that_knows_ascii_only_and_a_pipe_that_closes(index_folder, p
 def test_interrupted_index_goes_on_where_it_stopped(tmp_path, photos, extraction, capsys):
     folder = tmp_path / "many"
     folder.mkdir()
-    for seed in range(160):
+    for seed in range(40):
         a_photo(seed, 320, 240).save(folder / f"{seed:03}.png")
     index = tmp_path / "index"
     command = ("index", folder, index, "--threads", 1, "--progress", "0.05", *extraction)
@@ -456,7 +456,7 @@ def test_interrupted_index_goes_on_where_it_stopped(tmp_path, photos, extraction
     reader = threading.Thread(target=lambda: lines.extend(iter(process.stderr.readline, b"")))
     reader.start()
     deadline = time.monotonic() + 100
-    while not any(b"/160 photos" in line for line in lines) and time.monotonic() < deadline:
+    while not any(b"/40 photos" in line for line in lines) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     process.stdout.read()
@@ -466,6 +466,6 @@ def test_interrupted_index_goes_on_where_it_stopped(tmp_path, photos, extraction
     assert "the same command goes on from there" in said and "Traceback" not in said
 
     code, out, err = run(capsys, *command)
-    assert code == 0 and "160 photos" in out
-    first = next(line for line in err.splitlines() if "/160 photos" in line)
+    assert code == 0 and "40 photos" in out
+    first = next(line for line in err.splitlines() if "/40 photos" in line)
     assert int(first.split("/")[0]) > 1  # it did not begin anew

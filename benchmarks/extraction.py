@@ -5,7 +5,8 @@ network after the other, medians: CPU seconds of the network and of the whole ex
 ours beside eager PyTorch, torch.compile, OpenVINO and onnxruntime; cosines of each network's
 features with the eager ones per cell, raw (1,024-D) and reduced (40-D), and the share of the best
 1,000 keypoints that agree; then the extractor's presets, its own estimate, and peak memory for few
-and for many photos. --device cuda prints photos per second beside the arithmetic limit instead.
+and for many photos. --device cuda prints photos per second instead, of the extractor and of the
+network alone, beside what the arithmetic allows.
 
     python benchmarks/extraction.py --photos FOLDER [--n 4] [--threads 1] [--json out.json]
         [--weights FILE] [--networks NAME ...] [--parts network extractor presets memory]
@@ -43,6 +44,7 @@ PHOTO_SIZE = (1024, 768)
 GFLOP_PER_PHOTO = 824  # of that size, at seven scales, a multiply-add being two
 EAGER = "eager fp32"
 INT8 = "int8 trial"  # of the network alone
+N_ON_DEVICE, REPEATS = 256, 3  # photos of a run on a GPU, and runs
 PARTS = ("network", "extractor", "presets", "memory")
 CHILD = """
 import sys
@@ -225,19 +227,57 @@ def peak_mb(precision: str, weights: str, paths: list[Path]) -> float:
 def on_device(args: argparse.Namespace, paths: list[Path]) -> dict[str, Any]:
     """Return photos per second of the full preset on a GPU, and what its arithmetic allows."""
     extractor = DelfExtractor.preset("full", weights=args.weights, device=args.device)
-    extractor.transform(paths[:2])
-    start = time.perf_counter()
-    extractor.transform(paths)
-    seconds = time.perf_counter() - start
+    many = (paths * N_ON_DEVICE)[:N_ON_DEVICE]
+    rates = []
+    for _ in range(1 + REPEATS):  # the first time kernels are chosen and memory is taken
+        start = time.perf_counter()
+        extractor.transform(many)
+        rates.append(len(many) / (time.perf_counter() - start))
+    runtime = extractor._runtime()
     result: dict[str, Any] = {
-        "device": args.device,
-        "precision": str(extractor._runtime().dtype),
-        "photos": len(paths),
-        "photos_per_s": len(paths) / seconds,
+        "device": torch.cuda.get_device_name(runtime.device),
+        "precision": str(runtime.dtype).removeprefix("torch."),
+        "photos": len(many),
+        "photos_per_s": median(rates[1:]),
+        "network_photos_per_s": network_rate(runtime, paths),
+        "matmul_tflops": matmul_tflops(runtime.device, runtime.dtype),
+        "peak_mb": torch.cuda.max_memory_allocated(runtime.device) / 2**20,
     }
-    if args.peak_tflops:
-        result["limit_photos_per_s"] = args.peak_tflops * 1e3 / GFLOP_PER_PHOTO
+    result["limit_photos_per_s"] = (
+        (args.peak_tflops or result["matmul_tflops"]) * 1e3 / GFLOP_PER_PHOTO
+    )
     return result
+
+
+def network_rate(runtime: Runtime, paths: list[Path]) -> float:
+    """Return photos per second of the network alone, photos on the device, in batches of 16."""
+    levels = levels_of(paths[0])
+    batches = [torch.from_numpy(np.stack([level.rgb] * 16)).to(runtime.device) for level in levels]
+    rates = []
+    with torch.inference_mode():
+        for _ in range(2 + REPEATS):
+            torch.cuda.synchronize(runtime.device)
+            start = time.perf_counter()
+            for batch in batches:
+                for part in batch.split(max(1, (16 << 20) // (batch.shape[1] * batch.shape[2]))):
+                    runtime.scorer(runtime.dense_batch(part))
+            torch.cuda.synchronize(runtime.device)
+            rates.append(16 / (time.perf_counter() - start))
+    return median(rates[2:])
+
+
+def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return what a large matrix product reaches: what the GPU gives, whatever it is said to."""
+    n, rates = 8192, []
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    for _ in range(3 + REPEATS):
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        for _ in range(10):
+            a @ b
+        torch.cuda.synchronize(device)
+        rates.append(10 * 2 * n**3 / (time.perf_counter() - start) / 1e12)
+    return median(rates[3:])
 
 
 def main() -> None:
@@ -250,7 +290,9 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", metavar="NAME", help="default: all there are")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--peak-tflops", type=float, help="of the GPU, dense, in half precision")
+    parser.add_argument(
+        "--peak-tflops", type=float, help="of the GPU; default: what a product reaches"
+    )
     parser.add_argument("--json")
     args = parser.parse_args()
 
@@ -299,7 +341,8 @@ def measure(args: argparse.Namespace, paths: list[Path], report: dict[str, Any])
 
 def show(report: dict[str, Any]) -> None:
     width, height = PHOTO_SIZE
-    print(f"{report['photos']} photos of {width} x {height}, seven scales, CPU seconds per photo")
+    unit = "" if "on_device" in report else ", CPU seconds per photo"
+    print(f"{report['photos']} photos of {width} x {height}, seven scales{unit}")
     print(f"({report['processor']}, {report['threads']} thread(s), torch {report['torch']})")
     for part in ("network", "extractor"):
         seconds = report.get(f"{part}_cpu_s", {})
@@ -329,11 +372,15 @@ def show(report: dict[str, Any]) -> None:
             print(f"  {name:22} {value:7.0f}")
     if "on_device" in report:
         row = report["on_device"]
-        line = f"{row['device']}, {row['precision']}: {row['photos_per_s']:.2f} photos/s"
-        if "limit_photos_per_s" in row:
-            share = row["photos_per_s"] / row["limit_photos_per_s"]
-            line += f", {share:.1%} of the {row['limit_photos_per_s']:.0f} that its peak allows"
-        print(line)
+        print("{device}, {precision}, {peak_mb:.0f} MiB".format(**row))
+        for name, what in (
+            ("photos_per_s", "photo to features"),
+            ("network_photos_per_s", "network"),
+        ):
+            share = row[name] / row["limit_photos_per_s"]
+            print(f"  {what:18} {row[name]:7.1f} photos/s, {share:.1%} of the arithmetic limit")
+        print("  arithmetic limit   {limit_photos_per_s:7.1f}".format(**row))
+        print("  a matrix product reaches {matmul_tflops:.0f} TFLOP/s".format(**row))
 
 
 if __name__ == "__main__":

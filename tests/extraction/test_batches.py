@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from delfsearch import DelfExtractor, LocalFeatures, PhotoError
 from delfsearch.extraction import batches as batches_module
 from delfsearch.extraction import extractor as extractor_module
-from delfsearch.extraction.batches import BatchedExtraction, run_in_windows
+from delfsearch.extraction.batches import BatchedExtraction, reduction_on, run_in_windows
+from delfsearch.extraction.runtime import Runtime
 
 from .conftest import texture
 
@@ -38,7 +40,7 @@ def as_on_a_gpu(monkeypatch):
 
     def in_windows(items, *, read, compute, finish, n_workers):
         return run_in_windows(
-            items, read=read, extraction=current[0], n_readers=n_workers, window=3
+            items, read=read, extraction=current[0], n_readers=n_workers, max_window=3
         )
 
     current: list[BatchedExtraction] = []
@@ -51,6 +53,7 @@ def as_on_a_gpu(monkeypatch):
                 iou_threshold=extractor.iou_threshold,
                 score_threshold=extractor.score_threshold,
                 best=extractor.max_features if extractor.iou_threshold == 1.0 else None,
+                finish=reduction_on(torch.device("cpu"), extractor._reduction()),
             )
         ]
         with monkeypatch.context() as patched:
@@ -97,6 +100,39 @@ def test_levels_of_equal_size_share_a_batch(full_weights_path, photos, as_on_a_g
     monkeypatch.setattr(batches_module, "_MAX_BATCH_PIXELS", 1)
     as_on_a_gpu(extractor, photos)
     assert as_on_a_gpu.sizes == [1] * 15
+
+
+def test_a_window_holds_no_more_pixels_than_it_may(
+    full_weights_path, photos, as_on_a_gpu, monkeypatch
+):
+    extractor = make(full_weights_path)
+    expected = extractor.transform(photos)
+    monkeypatch.setattr(batches_module, "_MAX_WINDOW_PIXELS", 1)
+    for got, other in zip(as_on_a_gpu(extractor, photos), expected, strict=True):
+        assert_close(got, other)
+    assert as_on_a_gpu.sizes == [1] * 15
+
+
+def test_a_batch_that_does_not_fit_is_halved(full_weights_path, photos, as_on_a_gpu, monkeypatch):
+    extractor = make(full_weights_path)
+    expected = extractor.transform([photos[0]])[0]
+    dense_batch = Runtime.dense_batch
+    tried = []
+
+    def little_memory(self, rgb):
+        tried.append(len(rgb))
+        if len(rgb) > limit:
+            raise torch.cuda.OutOfMemoryError("too many")
+        return dense_batch(self, rgb)
+
+    monkeypatch.setattr(Runtime, "dense_batch", little_memory)
+    limit = 1
+    for got in as_on_a_gpu(extractor, [photos[0]] * 3):
+        assert_close(got, expected)
+    assert tried[:2] == [3, 1] and 1 in tried
+    limit = 0
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        as_on_a_gpu(extractor, [photos[0]] * 3)
 
 
 def test_bad_and_blank_photos_among_others(full_weights_path, photos, as_on_a_gpu, tmp_path):

@@ -159,7 +159,7 @@ def test_results_do_not_depend_on_the_threads_that_torch_has(extractor, precisio
             torch.set_num_threads(threads)
             found += extractor.transform([photo])
             maps.append(extractor.score_map(photo))
-            with pipeline_module._single_threaded_torch_pool(2, "test") as pool:
+            with pipeline_module.single_threaded_torch_pool(2, "test") as pool:
                 inside = list(pool.map(lambda _: torch.get_num_threads(), range(8)))
             assert inside == [1] * 8 and torch.get_num_threads() == threads
     finally:

@@ -42,8 +42,8 @@ def run_in_order(
     n_readers = 1 + n_workers // 4
     window = n_workers + n_readers + 1
     source = iter(items)
-    computing = _single_threaded_torch_pool(n_workers, "delfsearch-compute")
-    reading = _single_threaded_torch_pool(n_readers, "delfsearch-read")
+    computing = single_threaded_torch_pool(n_workers, "delfsearch-compute")
+    reading = single_threaded_torch_pool(n_readers, "delfsearch-read")
     pending: deque[tuple[Item, Future[tuple[Context, list[Future[Piece]]]]]] = deque()
 
     def read_and_submit(item: Item) -> tuple[Context, list[Future[Piece]]]:
@@ -82,7 +82,7 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _single_threaded_torch_pool(n_workers: int, name: str) -> ThreadPoolExecutor:
+def single_threaded_torch_pool(n_workers: int, name: str) -> ThreadPoolExecutor:
     """Return a pool whose threads are all running, torch limited to one thread in each of them."""
     before = torch.get_num_threads()
     started = threading.Barrier(n_workers + 1)

@@ -6,9 +6,10 @@ photo's features do not depend on n_jobs, on the other photos, or on the order o
 
 from __future__ import annotations
 
+import functools
 import platform
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -119,6 +120,9 @@ class Runtime:
             dtype=self.dtype,
         )
         self._mean = torch.tensor(weights.input_mean, device=self.device)
+        self._field = functools.lru_cache(maxsize=4096)(
+            functools.partial(receptive_field, self.layers)
+        )
 
     def dense(self, rgb: NDArray[np.uint8]) -> Tensor:
         """Return the raw features (h', w', 1024) of an image (h, w, 3), in the trunk's dtype."""
@@ -129,8 +133,10 @@ class Runtime:
 
     def dense_batch(self, rgb: Tensor) -> Tensor:
         """Return the raw features (n, h', w', 1024) of images (n, h, w, 3) uint8 of one size."""
-        x = rgb.to(self.device).permute(0, 3, 1, 2).float()
-        return self.trunk(x.sub_(self._mean[:, None, None])).permute(0, 2, 3, 1)
+        rgb = rgb.to(self.device)
+        x = torch.empty(rgb.shape, dtype=self.dtype, device=self.device)
+        torch.sub(rgb, self._mean, out=x)  # in float32, rounded once, without a copy between
+        return self.trunk(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def cells(
         self,
@@ -149,7 +155,8 @@ class Runtime:
         with torch.inference_mode():
             features = self.dense(level.rgb).flatten(0, 1)
             rows, found = self.candidates(
-                level,
+                level.scale,
+                level.size,
                 photo_size,
                 self.scorer(features).cpu().numpy(),
                 score_threshold=score_threshold,
@@ -161,7 +168,8 @@ class Runtime:
 
     def candidates(
         self,
-        level: Level,
+        scale: float,
+        level_size: tuple[int, int],
         photo_size: tuple[int, int],
         scores: NDArray[np.float32],
         *,
@@ -173,20 +181,20 @@ class Runtime:
 
         Without features: (n, 0).
         """
-        grid_xy, half_box = self.geometry(level.size, photo_size)
-        inner = _inner_rows(grid_xy.shape[0], grid_xy.shape[1], border_cells)
+        (x, y), half_box = self._axes(level_size, photo_size)
+        inner = _inner_rows(len(y), len(x), border_cells)
         rows = inner[_select(scores[inner], score_threshold, best)]
         return rows, Cells(
-            scale=level.scale,
-            keypoints_xy=grid_xy.reshape(-1, 2)[rows],
+            scale=scale,
+            keypoints_xy=np.stack([x[rows % len(x)], y[rows // len(x)]], axis=1),
             half_box=half_box,
             scores=scores[rows],
             features=np.zeros((len(rows), 0), np.float32),
         )
 
-    def n_inner_cells(self, level: Level, border_cells: int) -> int:
+    def n_inner_cells(self, level_size: tuple[int, int], border_cells: int) -> int:
         """Return how many cells of a level `cells` chooses from."""
-        sides = [receptive_field(self.layers, side).n_cells for side in level.size]
+        sides = [self._field(side).n_cells for side in level_size]
         return max(0, sides[0] - 2 * border_cells) * max(0, sides[1] - 2 * border_cells)
 
     def score_grid(self, level: Level) -> NDArray[np.float32]:
@@ -199,14 +207,21 @@ class Runtime:
         self, level_size: tuple[int, int], photo_size: tuple[int, int]
     ) -> tuple[NDArray[np.float32], tuple[float, float]]:
         """Return the cells' centres (h', w', 2) and half box sides (x, y), in photo pixels."""
-        axes: list[NDArray[Any]] = []
+        (x, y), half_box = self._axes(level_size, photo_size)
+        return np.stack(np.meshgrid(x, y), axis=-1), half_box
+
+    def _axes(
+        self, level_size: tuple[int, int], photo_size: tuple[int, int]
+    ) -> tuple[list[NDArray[np.float32]], tuple[float, float]]:
+        """Return the x of the grid's columns and the y of its rows, and half box sides."""
+        axes: list[NDArray[np.float32]] = []
         halves = []
         for level_side, photo_side in zip(level_size, photo_size):
-            field = receptive_field(self.layers, level_side)
-            axes.append(to_photo_pixels(field.centres(), level_side, photo_side))
+            field = self._field(level_side)
+            centres = to_photo_pixels(field.centres(), level_side, photo_side)
+            axes.append(centres.astype(np.float32))
             halves.append(field.size * photo_side / level_side / 2)
-        x, y = np.meshgrid(axes[0], axes[1])
-        return np.stack([x, y], axis=-1).astype(np.float32), (halves[0], halves[1])
+        return axes, (halves[0], halves[1])
 
 
 def _inner_rows(height: int, width: int, border: int) -> NDArray[np.int64]:
@@ -223,6 +238,10 @@ def _select(
     """Return the rows to keep, rising: those that reach the threshold, of these the best."""
     rows = np.arange(len(scores)) if threshold is None else np.flatnonzero(scores >= threshold)
     if best is not None and len(rows) > best:
-        order = np.argsort(-scores[rows], kind="stable")[:best]
-        rows = np.sort(rows[order])
+        values = scores[rows]
+        least = np.partition(values, len(values) - best)[len(values) - best]
+        wanted = values > least
+        ties = np.flatnonzero(values == least)
+        wanted[ties[: best - np.count_nonzero(wanted)]] = True
+        rows = rows[wanted]
     return rows.astype(np.int64)

@@ -373,6 +373,8 @@ def test_scikit_learn_conventions(full_weights_path):
         ({"n_components": 17}, "n_components must be at most 16, what the stored PCA has"),
         ({"precision": "fp8"}, "precision must be one of"),
         ({"device": "abacus"}, "device must be"),
+        ({"device": "cuda:99"}, "device='cuda:99' is not there: torch sees cpu"),
+        ({"device": "meta"}, "device='meta' is not there: torch sees cpu"),
         ({"n_jobs": 0}, "n_jobs must be"),
         ({"max_pixels": 0}, "max_pixels must be at least 1"),
         ({"n_fit_photos": 0}, "n_fit_photos must be at least 1"),
@@ -417,6 +419,19 @@ def test_precision_on_a_gpu(monkeypatch, capability, dtype):
     assert runtime_module.resolve_precision("auto", gpu) == dtype
     assert runtime_module.resolve_precision("bf16", gpu) == torch.bfloat16
     assert runtime_module.resolve_precision("fp32", gpu) == torch.float32
+
+
+def test_devices_that_are_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("cpu", "cuda", "cuda:1"):
+        assert runtime_module.resolve_device(name) == torch.device(name)
+    assert runtime_module.resolve_device("auto") == torch.device("cuda")
+    message = "device='cuda:2' is not there: torch sees cpu, cuda:0, cuda:1.*use one of these"
+    with pytest.raises(ValueError, match=message):
+        runtime_module.resolve_device("cuda:2")
+    with pytest.raises(ValueError, match="bf16' needs a CUDA GPU or a processor; got device 'mps'"):
+        runtime_module.resolve_precision("bf16", torch.device("mps"))
 
 
 def test_estimate(extractor):

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import errno
+import resource
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training.small import RUN, same, save_small_weights, stop_after
+from training.small import RUN, Apart, same, save_small_weights, stop_after
 
 from delfsearch import DelfExtractor
-from delfsearch.errors import DatasetError
+from delfsearch.errors import DatasetError, WeightsError
 from delfsearch.evaluation.selection import matched_cells
 from delfsearch.extraction.weights import load_weights
 from delfsearch.training import (
@@ -21,6 +23,7 @@ from delfsearch.training import (
     Optimization,
     photos_from_image_folder,
 )
+from delfsearch.training import inlier_attention as trainer_module
 from delfsearch.training import matched_cells as cells_module
 from delfsearch.training.inlier_attention import InlierHead, _logistic
 from delfsearch.training.matched_cells import MatchedCells, all_cells_of, match_cells
@@ -165,6 +168,71 @@ def test_the_space_for_cells_is_checked_before_they_are_made(
         cells_of(halves, ALL_PAIRS, weights_path, folder=tmp_path / "cells", n_cells=30)
     assert "cells of matched photos: up to 0.0 GB" in caplog.text
     assert not list((tmp_path / "cells").iterdir())
+
+
+def test_what_hinders_writing_is_said_with_the_file(halves, weights_path, tmp_path, monkeypatch):
+    options = {"folder": tmp_path / "cells", "n_cells": 30}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the system itself refuses
+    try:
+        message = (
+            r"cells .*features\.f2 \(File too large\); free some space, or ask for fewer n_cells,"
+        )
+        with pytest.raises(CheckpointError, match=message):
+            cells_of(halves, ALL_PAIRS, weights_path, **options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (tmp_path / "cells" / "shares.f4").mkdir()
+    with pytest.raises(CheckpointError, match=r"\(.*\); put that right and run again") as caught:
+        cells_of(halves, ALL_PAIRS, weights_path, **options)
+    assert "space" not in str(caught.value)
+
+    def stream(self, photos):
+        raise OSError(errno.EMFILE, "Too many open files")
+        yield
+
+    # What hinders reading does not pass for that.
+    (tmp_path / "cells" / "shares.f4").rmdir()
+    monkeypatch.setattr(DelfExtractor, "stream", stream)
+    with pytest.raises(OSError, match="Too many open files"):
+        cells_of(halves, ALL_PAIRS, weights_path, **options)
+
+
+def test_features_over_half_precision_are_refused(halves, tmp_path):
+    gain = {"layer3.5.bn3.weight": np.full(1024, 1e8, np.float32)}
+    path = save_small_weights(tmp_path / "huge.safetensors", **gain)
+    message = r"weights '.*huge\.safetensors' go up to .*65504: use other weights"
+    with pytest.raises(WeightsError, match=message):
+        cells_of(halves, ALL_PAIRS, path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [(None, "fp32"), (torch.float16, "fp32"), (torch.bfloat16, "bf16")]
+)
+def test_the_precision_of_the_cells(halves, matched, weights_path, monkeypatch, dtype, precision):
+    class Seen(Exception):
+        pass
+
+    def seen(weights, **options):
+        raise Seen(options["precision"])
+
+    monkeypatch.setattr(trainer_module, "resolve_amp", lambda *_: dtype)
+    monkeypatch.setattr(trainer_module, "all_cells_of", seen)
+    with pytest.raises(Seen, match=precision):
+        InlierAttentionTrainer(weights_path, matched=matched, **OPTIONS).fit(halves)
+
+
+def test_processes_that_share_no_folder_match_nothing(
+    halves, matched, weights_path, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(trainer_module, "make_processes", lambda *_: Apart())
+    monkeypatch.setattr(trainer_module, "match_cells", None)
+    with pytest.raises(
+        CheckpointError, match=r"do not find the same in .*cells \(process 0: nothing"
+    ):
+        InlierAttentionTrainer(weights_path, matched=matched, output=tmp_path, **OPTIONS).fit(
+            halves
+        )
 
 
 def test_the_loss_is_the_cross_entropy_of_each_photo():
@@ -342,7 +410,7 @@ def test_what_cannot_be_done_is_said(halves, matched, weights_path, tmp_path, ph
     with pytest.raises(ValueError, match="n_cells"):
         InlierAttentionTrainer(weights_path, matched=matched, n_cells=0).fit(halves)
     (tmp_path / "cells").write_text("a file where the folder should be")
-    with pytest.raises(CheckpointError, match="cells cannot be written"):
+    with pytest.raises(CheckpointError, match="cells cannot be made"):
         InlierAttentionTrainer(weights_path, matched=matched, output=tmp_path, **OPTIONS).fit(
             halves
         )

@@ -11,12 +11,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from training.small import OPTIMIZATION, RUN, VIEWS
+from training.small import OPTIMIZATION, RUN, VIEWS, Apart
+from training.test_training_resume import tiny_job
 
 from delfsearch.errors import DatasetError
 from delfsearch.extraction.weights import load_weights
-from delfsearch.training import AttentionTrainer, read_curves
-from delfsearch.training.processes import Processes, make_processes
+from delfsearch.training import (
+    AttentionTrainer,
+    CheckpointError,
+    RunOptions,
+    loop,
+    read_curves,
+)
+from delfsearch.training.processes import TIMEOUT, Processes, make_processes
 from delfsearch.training.recipe import train_recipe
 
 CHILD = """
@@ -52,6 +59,32 @@ trainer = ContrastiveTrainer(weights, output=output, **{**OPTIONS, "run": run}).
 assert (Path(output) / "weights.safetensors").is_file()
 assert (Path(output) / "left_out.csv").is_file()
 print(trainer.weights_.sha256, trainer.left_out_, trainer.curves_["loss"].tolist())
+"""
+
+
+LOOP_CHILD = """
+import os
+import sys
+from pathlib import Path
+import torch.distributed
+from training.test_training_resume import tiny_job
+from delfsearch.training import RunOptions, loop
+from delfsearch.training.processes import make_processes
+
+begin = torch.distributed.init_process_group
+
+def told(*args, **options):
+    print("timeout", options["timeout"].total_seconds())
+    return begin(*args, **options)
+
+torch.distributed.init_process_group = told
+loop.run(
+    tiny_job("sgd", "linear"),
+    Path(sys.argv[1]) / os.environ["RANK"],
+    make_processes("auto", "cpu"),
+    RunOptions(device="cpu", n_jobs=1, checkpoint_every=3),
+    n_threads=1,
+)
 """
 
 
@@ -126,6 +159,44 @@ def test_two_processes_end_alike_and_go_on_where_they_stopped(weights_path, phot
         recipe = load_weights(output / "weights.safetensors").recipe
         assert [maker["processes"] for maker in recipe["made_with"]] == [2]
     assert len(set(ends)) == 1 and "002/3.jpg" in ends[0], ends
+
+
+def test_processes_that_share_no_folder_do_not_go_on_from_different_checkpoints(tmp_path):
+    """Two processes, each with a folder of its own; and they wait for each other for long."""
+    for goes_on in (False, True):
+        children = start_two(LOOP_CHILD, tmp_path)
+        told = [child.communicate(timeout=300) for child in children]
+        assert [child.returncode for child in children] == [int(goes_on)] * 2, told
+        for rank, (out, errors) in enumerate(told):
+            assert f"timeout {TIMEOUT.total_seconds()}" in out
+            found = ("step 9, ", "no checkpoint")[rank]
+            message = f"do not find the same in {tmp_path / str(rank)} (process {rank}: {found}"
+            assert (message in errors) == goes_on, errors
+    assert TIMEOUT.total_seconds() >= 24 * 3600
+
+
+def test_another_checkpoint_elsewhere_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"the 2 processes .*an output folder that all"):
+        loop.run(
+            tiny_job("sgd", "linear"),
+            tmp_path,
+            Apart(),
+            RunOptions(device="cpu", n_jobs=1),
+            n_threads=1,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_several_processes_cannot_have_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"device must be 'auto'.*got 'cuda:1'"):
+        make_processes("always", "cuda:1")
+    for accelerate in ("always", "never"):
+        with pytest.raises(
+            ValueError, match=r"device='cuda:2' is not there: torch sees cpu, cuda:0"
+        ):
+            make_processes(accelerate, "cuda:2")
 
 
 def test_what_works_in_one_process_says_so(monkeypatch):

@@ -316,7 +316,10 @@ def test_what_cannot_be_trained_is_refused_at_once(weights_path, photos, tmp_pat
         (DescriptorTrainer(weights_path, batch_norm="half"), "batch_norm"),
         (DescriptorTrainer(weights_path, random_state=-1), "random_state"),
         (DescriptorTrainer(weights_path, precision="fp8"), "precision"),
-        (DescriptorTrainer(weights_path, precision="fp16", run=RUN), "needs a GPU"),
+        (
+            DescriptorTrainer(weights_path, precision="fp16", run=RUN),
+            "needs a CUDA GPU; got device 'cpu'",
+        ),
         (DescriptorTrainer(weights_path, views=Views(crop_side=999)), "resize_side"),
         (DescriptorTrainer(weights_path, optimization=Optimization(epochs=0)), "epochs"),
         (DescriptorTrainer(weights_path, run=RunOptions(keep_photos="x")), "keep_photos"),

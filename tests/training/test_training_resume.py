@@ -196,6 +196,46 @@ def test_checkpoints_come_by_time_too(tmp_path):
     assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-00000005"]
 
 
+def test_curves_are_durable_before_the_checkpoint_of_their_steps(tmp_path, monkeypatch):
+    synced = {}
+    fsync, write = os.fsync, loop_module.write_checkpoint
+
+    def recorded(handle):
+        fsync(handle)
+        synced[os.fstat(handle).st_ino] = os.fstat(handle).st_size
+
+    def checked(folder, checkpoint):
+        curves = (folder / "curves.csv").stat()
+        assert synced[curves.st_ino] == curves.st_size
+        assert read_curves(folder)["step"].tolist() == list(range(1, checkpoint.step + 1))
+        return write(folder, checkpoint)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    monkeypatch.setattr(loop_module, "write_checkpoint", checked)
+    run_tiny(tmp_path, 2, [5], optimizer="sgd", schedule="linear")
+    assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-00000009"]
+
+
+def test_a_run_whose_curves_are_gone_goes_on(tmp_path, caplog):
+    kind = {"optimizer": "sgd", "schedule": "linear"}
+    whole = run_tiny(tmp_path / "whole", 2, [], **kind)
+    with pytest.raises(KeyboardInterrupt):
+        loop_module.run(
+            tiny_job(**kind),
+            tmp_path / "cut",
+            Processes("cpu"),
+            RunOptions(device="cpu", n_jobs=1, checkpoint_every=2),
+            n_threads=1,
+            progress=stop_after(4),
+        )
+    (tmp_path / "cut" / "curves.csv").unlink()
+    curves, tensors = run_tiny(tmp_path / "cut", 2, [], **kind)
+    assert "curves.csv lacks 4 of the 4 steps" in caplog.text
+    assert curves["step"].tolist() == [5, 6, 7, 8, 9]
+    assert np.array_equal(curves["loss"], whole[0]["loss"][4:])
+    assert same(tensors, whole[1])
+
+
 def test_a_finished_run_is_not_done_again(weights_path, photos, tmp_path):
     trainer = AttentionTrainer(
         weights_path, output=tmp_path, views=VIEWS, optimization=OPTIMIZATION, run=RUN

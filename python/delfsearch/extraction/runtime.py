@@ -68,9 +68,28 @@ def resolve_device(device: str) -> torch.device:
         raise ValueError(
             f"device must be 'auto', 'cpu' or another torch device; got {device!r}"
         ) from None
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r} needs a GPU that torch sees; use device='auto'")
+    if not _is_there(resolved):
+        raise ValueError(
+            f"device={device!r} is not there: torch sees {', '.join(_devices_here())}; use one of "
+            "these, or device='auto'"
+        )
     return resolved
+
+
+def _is_there(device: torch.device) -> bool:
+    if device.type == "cuda":  # asked without beginning to use it
+        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, ImportError):  # as each of torch's backends says it
+        return False
+    return True
+
+
+def _devices_here() -> list[str]:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    return ["cpu", *(f"cuda:{i}" for i in range(gpus)), *mps]
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -85,6 +104,11 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     on_gpu = device.type == "cuda"
     available = on_gpu or (device.type == "cpu" and processor_has_bf16())
     if precision == "bf16" and not available:
+        if device.type != "cpu":
+            raise ValueError(
+                f"precision='bf16' needs a CUDA GPU or a processor; got device {device.type!r}: "
+                "use precision='auto' or 'fp32'"
+            )
         raise ValueError(
             f"precision='bf16' needs a processor with AVX512_BF16, AMX or Arm BF16; this one "
             f"({platform.machine()}) has none: use precision='auto' or 'fp32'"

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import logging
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from delfsearch.training.checkpoint import CheckpointError
+from delfsearch.storage.arrays import sync_folder
+from delfsearch.training.checkpoint import written
+
+logger = logging.getLogger("delfsearch")
 
 FILE_NAME = "curves.csv"
 COLUMNS = ("step", "epoch", "loss", "accuracy", "learning_rate", "seconds")
@@ -27,7 +32,8 @@ class CurveWriter:
     """Appends rows to a folder's curves.
 
     columns : COLUMNS or JOINT_COLUMNS; step counts those that are done, from 1. done : steps that
-        are kept of what is there, for a run that goes on. tensorboard : write its event files too,
+        are kept of what is there, for a run that goes on; where some of them are missing, that is
+        logged as a warning, and the curves have a gap. tensorboard : write its event files too,
         in the subfolder tensorboard. Raises ImportError that names the extra where it is absent;
         like add, CheckpointError where nothing can be written.
     """
@@ -39,11 +45,14 @@ class CurveWriter:
         self._path = folder / FILE_NAME
         self._events: Any = None
         with self._written():
-            kept = _rows_until(self._path, done) if done else []
+            kept = self._rows_until(done) if done else []
             part = self._path.with_name(FILE_NAME + ".part")
             with part.open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([self.columns, *kept])
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(part, self._path)
+            sync_folder(folder)
             self._file = self._path.open("a", newline="", encoding="utf-8")
             if tensorboard:
                 self._events = _event_writer(folder / "tensorboard", done)
@@ -61,6 +70,11 @@ class CurveWriter:
                             self._events.add_scalar(name, value, int(values["step"]))
                 self._events.flush()
 
+    def sync(self) -> None:
+        """Make what was added durable: it outlives the machine, as a checkpoint does."""
+        with self._written():
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Close the files; add has written all that was added, or has said that it could not."""
         with contextlib.suppress(OSError):
@@ -69,15 +83,26 @@ class CurveWriter:
             with contextlib.suppress(OSError):
                 self._events.close()
 
-    @contextlib.contextmanager
-    def _written(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise CheckpointError(
-                f"training curves cannot be written to {self._path} ({error.strerror or error}); "
-                "free some space and run the same again: it goes on from the last checkpoint"
-            ) from error
+    def _rows_until(self, done: int) -> list[list[str]]:
+        kept: list[list[str]] = []
+        last = 0
+        for row in _whole_lines(self._path) if self._path.is_file() else []:
+            step = _step(row, len(self.columns))
+            if step is not None and last < step <= done:
+                kept.append(row)
+                last = step
+        if len(kept) < done:
+            logger.warning(
+                "%s lacks %d of the %d steps that the checkpoint is of: the curves have a gap; "
+                "the training itself goes on as if they were there",
+                self._path,
+                done - len(kept),
+                done,
+            )
+        return kept
+
+    def _written(self) -> contextlib.AbstractContextManager[None]:
+        return written("training curves", self._path)
 
 
 def read_curves(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
@@ -87,25 +112,30 @@ def read_curves(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     """
     file = Path(path)
     file = file / FILE_NAME if file.is_dir() else file
-    with file.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.reader(lines))
-    if not rows or tuple(rows[0]) not in (COLUMNS, JOINT_COLUMNS):
+    header, *rows = _whole_lines(file) or [[]]
+    if tuple(header) not in (COLUMNS, JOINT_COLUMNS):
         raise ValueError(f"{file} must be training curves, with the columns {', '.join(COLUMNS)}")
-    # A run that was killed may have left half a row.
-    whole = [row for row in rows[1:] if len(row) == len(rows[0]) and row[-1]]
+    whole = [row for row in rows if _step(row, len(header)) is not None]
     columns: dict[str, NDArray[Any]] = {}
-    for place, name in enumerate(rows[0]):
+    for place, name in enumerate(header):
         dtype = np.int64 if name in _WHOLE else np.float64
         columns[name] = np.array([row[place] for row in whole]).astype(dtype)
     return columns
 
 
-def _rows_until(path: Path, done: int) -> list[list[str]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.reader(lines))[1:]
-    return [row for row in rows if row and row[0].isdecimal() and int(row[0]) <= done]
+def _whole_lines(path: Path) -> list[list[str]]:
+    """Return the fields of each line of a file, without a last one that a killed run left torn."""
+    lines = path.read_bytes().decode("utf-8", "replace").split("\n")
+    return [line.rstrip("\r").split(",") for line in lines[:-1]]
+
+
+def _step(row: list[str], n_columns: int) -> int | None:
+    """Return the step of a row of numbers, None where it is no such row."""
+    try:
+        finite = all(math.isfinite(float(value)) for value in row)
+        return int(row[0]) if finite and len(row) == n_columns else None
+    except ValueError:
+        return None
 
 
 def _event_writer(folder: Path, done: int) -> Any:

@@ -22,7 +22,7 @@ from delfsearch.extraction.pyramid import resolve_scales
 from delfsearch.extraction.weights import Weights, load_weights
 from delfsearch.training import loop
 from delfsearch.training.batches import Plan
-from delfsearch.training.checkpoint import make_folder
+from delfsearch.training.checkpoint import make_folder, refuse_unshared
 from delfsearch.training.draws import normal_
 from delfsearch.training.labelled import LabelledPhotos
 from delfsearch.training.loop import Job, RunOptions, resolve_amp
@@ -129,7 +129,8 @@ class InlierAttentionTrainer(BaseEstimator):  # type: ignore[misc]
     the photos trained on. Its score is -log(1 - p), so that a score_threshold of 0.1 drops
     cells of p below about one in ten.
     weights, output, precision, random_state, run : as in DescriptorTrainer; the weights' own PCA
-        reduces what is matched.
+        reduces what is matched. With precision "fp16" the cells, of which an extractor makes none
+        in fp16, are extracted in fp32.
     matched : MatchedPhotos, whose pairs are used, see match_photos; pairs of photos that fit is not
         given are left out.
     scales, max_side : of the pyramids, as in DelfExtractor.
@@ -225,7 +226,7 @@ class InlierAttentionTrainer(BaseEstimator):  # type: ignore[misc]
             self.weights,
             scales=self.scales,
             max_side=self.max_side,
-            precision="fp32" if precision is None else "bf16",
+            precision="bf16" if precision == torch.bfloat16 else "fp32",
             device=str(processes.device),
             n_jobs=options.n_jobs,
         )
@@ -233,6 +234,10 @@ class InlierAttentionTrainer(BaseEstimator):  # type: ignore[misc]
         if folder is not None:
             refuse_other_run(folder, settings)
             make_folder(folder)
+            if processes.is_main:
+                make_folder(folder / "cells")
+            processes.wait()
+            refuse_unshared(folder / "cells", processes)
         cells = processes.main_first(
             lambda: match_cells(
                 photos,

@@ -27,6 +27,7 @@ from delfsearch.training.checkpoint import (
     Checkpoint,
     make_folder,
     read_checkpoint,
+    refuse_unshared,
     write_checkpoint,
 )
 from delfsearch.training.curves import COLUMNS, CurveWriter
@@ -124,7 +125,8 @@ def resolve_amp(precision: str, device: torch.device) -> torch.dtype | None:
         return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     if precision == "fp16":
         raise ValueError(
-            "precision='fp16' needs a GPU; use 'bf16', 'fp32' or 'auto' on a processor"
+            f"precision='fp16' needs a CUDA GPU; got device {device.type!r}: use 'bf16', 'fp32' or "
+            "'auto' there"
         )
     dtype = resolve_precision(precision, device)
     return None if dtype == torch.float32 else dtype
@@ -141,13 +143,14 @@ def run(
 ) -> Ran:
     """Train from the checkpoint in folder, if there is one, to the end.
 
-    folder : for curves and checkpoints; None keeps nothing. Raises CheckpointError; ValueError
-    where loss, gradient or parameters are no longer finite: no checkpoint is written after that.
+    folder : for curves and checkpoints; None keeps nothing. Raises CheckpointError, in all of the
+    processes where they do not find the same checkpoint; ValueError where loss, gradient or
+    parameters are no longer finite: no checkpoint is written after that.
     """
     total = job.optimization.epochs * job.steps_per_epoch
     optimizer = Optimizer(job.model, job.optimization, factors=job.factors, clip_apart="branch.")
     scaler = _new_scaler() if job.precision == torch.float16 else None
-    found = None if folder is None else read_checkpoint(folder, job.settings)
+    found = None if folder is None else _common_checkpoint(folder, job.settings, processes)
     step, seconds = 0, 0.0
     makers: list[dict[str, Any]] = []
     if found is not None:
@@ -189,6 +192,7 @@ def run(
             if writer is not None:
                 writer.add(new)
                 if folder is not None and (due or now - saved >= options.checkpoint_seconds):
+                    writer.sync()  # so that no checkpoint is of more steps than its curves
                     elapsed = seconds + time.monotonic() - started
                     _save(folder, step, elapsed, job, optimizer, scaler, makers)
                     saved = time.monotonic()
@@ -203,6 +207,16 @@ def run(
     processes.agree(job.model)
     processes.wait()
     return Ran(rows, makers, found is None)
+
+
+def _common_checkpoint(
+    folder: Path, settings: Mapping[str, Any], processes: Processes
+) -> Checkpoint | None:
+    """Return the latest checkpoint, where all processes find the same one, or none."""
+    found = read_checkpoint(folder, settings)
+    what = "no checkpoint" if found is None else f"step {found.step}, {found.digest()}"
+    refuse_unshared(folder, processes, what)
+    return found
 
 
 def _one_step(

@@ -24,6 +24,7 @@ from delfsearch.errors import DatasetError, PhotoError
 from delfsearch.features import LocalFeatures
 from delfsearch.index.delf_index import DelfIndex
 from delfsearch.matches import Hit, Matches
+from delfsearch.training.checkpoint import written
 from delfsearch.training.labelled import LabelledPhotos
 from delfsearch.training.results import left_out_text
 from delfsearch.verification.verifier import Verifier
@@ -120,27 +121,33 @@ class MatchedPhotos:
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a .npz file, and its folder if it is not there; load reads it."""
+        """Write a .npz file, and its folder if it is not there; load reads it.
+
+        Raises CheckpointError where it cannot be written; what was there before is there still.
+        """
         target = Path(path)
         if target.suffix != ".npz":
             raise ValueError(f"path must end in .npz; got {os.fspath(path)!r}")
-        target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{target.name}.part")
-        try:
-            with partial.open("wb") as file:
-                np.savez(
-                    file,
-                    names=np.array(self.names, dtype=str),
-                    pairs=self.pairs,
-                    sizes=self.sizes,
-                    zooms=self.zooms,
-                    offsets=self.offsets,
-                    points=self.points,
-                    key=np.array(json.dumps(self.key)),
-                )
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with written("matched photos", target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with partial.open("wb") as file:
+                    np.savez(
+                        file,
+                        names=np.array(self.names, dtype=str),
+                        pairs=self.pairs,
+                        sizes=self.sizes,
+                        zooms=self.zooms,
+                        offsets=self.offsets,
+                        points=self.points,
+                        key=np.array(json.dumps(self.key)),
+                    )
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(partial, target)
+            finally:
+                partial.unlink(missing_ok=True)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> MatchedPhotos:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from delfsearch._validation import check_choice
 from delfsearch.errors import PhotoError
-from delfsearch.training.checkpoint import CheckpointError
+from delfsearch.training.checkpoint import written
 from delfsearch.training.views import read_square, read_whole
 
 logger = logging.getLogger("delfsearch")
@@ -166,7 +166,7 @@ class PhotoStore:
         if known is None:
             part = data.with_name(data.name + ".part")
             shapes: list[list[int]] = []
-            try:
+            with written("decoded photos", folder, or_else="set keep_photos='none'"):
                 folder.mkdir(parents=True, exist_ok=True)
                 _remove(folder)
                 try:
@@ -185,11 +185,6 @@ class PhotoStore:
                 reasons = {str(row): str(error) for row, error in self.unreadable.items()}
                 known = {"key": key, "shapes": all_shapes, "unreadable": reasons}
                 table.write_text(json.dumps(known), encoding="utf-8")
-            except OSError as error:
-                raise CheckpointError(
-                    f"decoded photos cannot be written to {folder} ({error.strerror or error}); "
-                    "free some space, or set keep_photos='none'"
-                ) from error
         self.unreadable = {int(row): PhotoError(why) for row, why in known["unreadable"].items()}
         self._kept = _map_photos(data, known["shapes"])
 

@@ -6,17 +6,20 @@ or torchrun, every process takes its share of each batch, and accelerate average
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from delfsearch._validation import check_choice
 from delfsearch.extraction.runtime import resolve_device
 
 ACCELERATE = ("auto", "always", "never")
+# How long processes wait for each other: for what the main one does alone, matching and decoding,
+# the ten (NCCL) or thirty minutes that torch gives them are too few.
+TIMEOUT = datetime.timedelta(hours=24)
 
 
 class Processes:
@@ -47,6 +50,10 @@ class Processes:
         """Return the items of all processes."""
         return items
 
+    def is_common(self, value: Any) -> bool:
+        """Whether a value is the same in all processes. All must ask."""
+        return all(other == value for other in self.joined([value]))
+
     def agree(self, model: nn.Module) -> None:
         """Give the model of every process the main one's buffers."""
 
@@ -67,18 +74,32 @@ class _Accelerated(Processes):
     def __init__(self, device: str) -> None:
         try:
             from accelerate import Accelerator
-            from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+            from accelerate.utils import (
+                DistributedDataParallelKwargs,
+                DistributedType,
+                InitProcessGroupKwargs,
+            )
         except ImportError as error:
             raise ImportError(
                 "training in several processes needs Hugging Face accelerate, which is not "
                 "installed: pip install delfsearch[training]"
             ) from error
-        on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+        asked = resolve_device(device)
+        if asked.type not in ("cpu", "cuda") or asked.index is not None:
+            raise ValueError(
+                f"device must be 'auto', 'cpu' or 'cuda' with accelerate, which gives each process "
+                f"a GPU of its own; got {device!r}"
+            )
         # Buffers (statistics, the queue of negatives) are the main process's in all of them before
         # every step: so what its checkpoint holds is all that there is to go on from.
         buffers = DistributedDataParallelKwargs(broadcast_buffers=True)
+        patience = InitProcessGroupKwargs(timeout=TIMEOUT)
         # Precision and checkpoints are the loop's own, whether or not there is accelerate.
-        self._accelerator = Accelerator(mixed_precision="no", cpu=on_cpu, kwargs_handlers=[buffers])
+        self._accelerator: Any = Accelerator(
+            mixed_precision="no",
+            cpu=asked.type == "cpu",
+            kwargs_handlers=[buffers, patience],
+        )
         kind = self._accelerator.distributed_type
         if kind in (DistributedType.DEEPSPEED, DistributedType.FSDP):
             raise ValueError(

@@ -20,7 +20,12 @@ from sklearn.exceptions import NotFittedError
 from delfsearch import __version__
 from delfsearch.extraction.weights import Weights, save_weights
 from delfsearch.extraction.weights_io.safetensors_files import digest_arrays
-from delfsearch.training.checkpoint import CheckpointError, latest_path, refuse_differences
+from delfsearch.training.checkpoint import (
+    CheckpointError,
+    latest_path,
+    refuse_differences,
+    remedy,
+)
 from delfsearch.training.curves import FILE_NAME, read_curves
 from delfsearch.training.labelled import LabelledPhotos
 from delfsearch.training.loop import Job, Ran, RunOptions
@@ -96,8 +101,7 @@ def _write(trainer: Any, folder: Path, is_new: bool) -> None:
             path.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} cannot be written ({error}); the last checkpoint is there: free some space "
-            "and run the same again"
+            f"{path} cannot be written ({error}); the last checkpoint is there: {remedy(error)}"
         ) from error
 
 

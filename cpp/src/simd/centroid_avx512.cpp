@@ -62,7 +62,7 @@ DELFSEARCH_INLINE U choose(Bits b, U yes, U no) {
 }  // namespace
 
 const Kernels& kernels_avx512() {
-  static const Kernels table{nearest, squared_distances, product};
+  static const Kernels table{nearest, squared_distances, product, part_tables, part_nearest};
   return table;
 }
 

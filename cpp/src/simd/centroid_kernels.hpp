@@ -26,6 +26,14 @@ struct Packed {
   std::size_t n_blocks;
 };
 
+// Centroids of the parts of a product quantizer: (part, dimension of the part, centroid).
+struct Codebook {
+  const float* values;
+  std::size_t n_parts;
+  std::size_t part_dimension;
+  std::size_t n_centroids;  // a multiple of 16
+};
+
 struct Kernels {
   // For each of n rows, row i at x + i * stride: the centroid of the smallest |c|^2 / 2 - x c, ties
   // to the lower number, and that value.
@@ -37,6 +45,12 @@ struct Kernels {
 
   // out = x A, A (d, width) row-major, width a multiple of 16.
   void (*product)(const float* a, std::size_t d, std::size_t width, const float* x, float* out);
+
+  // The squared distances of each part of x to its centroids: out is (n_parts, n_centroids).
+  void (*part_tables)(const Codebook& codebook, const float* x, float* out);
+
+  // The nearest centroid of each part, ties to the lower number.
+  void (*part_nearest)(const Codebook& codebook, const float* x, std::uint8_t* numbers);
 };
 
 const Kernels& kernels();  // those of this processor, or of DELFSEARCH_SIMD

@@ -6,6 +6,27 @@ constexpr int kVectors = static_cast<int>(kBlock) / kLanes;  // a block's
 constexpr int kRows = 4;
 constexpr int kTile = kVectors < kMostVectors ? kVectors : kMostVectors;  // vectors at a time
 
+struct Least {
+  float value;
+  std::uint32_t number;
+};
+
+// The least lane, ties to the lower number.
+DELFSEARCH_INLINE Least least_lane(F best, U at) {
+  alignas(64) float value[kLanes];
+  alignas(64) std::uint32_t number[kLanes];
+  store(value, best);
+  store(number, at);
+  Least least{value[0], number[0]};
+  for (int j = 1; j < kLanes; ++j) {
+    const bool nearer =
+        value[j] < least.value || (value[j] == least.value && number[j] < least.number);
+    least.value = nearer ? value[j] : least.value;
+    least.number = nearer ? number[j] : least.number;
+  }
+  return least;
+}
+
 template <int kN>
 DELFSEARCH_TARGET void nearest_rows(const Packed& to, const float* x, std::size_t stride,
                                     std::uint32_t* numbers, float* values) {
@@ -45,20 +66,9 @@ DELFSEARCH_TARGET void nearest_rows(const Packed& to, const float* x, std::size_
     }
   }
   for (int r = 0; r < kN; ++r) {
-    alignas(64) float lane_best[kLanes];
-    alignas(64) std::uint32_t lane_at[kLanes];
-    store(lane_best, best[r]);
-    store(lane_at, at[r]);
-    float least = lane_best[0];
-    std::uint32_t number = lane_at[0];
-    for (int j = 1; j < kLanes; ++j) {
-      const bool nearer =
-          lane_best[j] < least || (lane_best[j] == least && lane_at[j] < number);
-      least = nearer ? lane_best[j] : least;
-      number = nearer ? lane_at[j] : number;
-    }
-    numbers[r] = number;
-    values[r] = least;
+    const Least least = least_lane(best[r], at[r]);
+    numbers[r] = least.number;
+    values[r] = least.value;
   }
 }
 
@@ -96,5 +106,53 @@ DELFSEARCH_TARGET void product(const float* a, std::size_t d, std::size_t width,
     }
     for (int v = 0; v < 16 / kLanes; ++v)
       store(out + first + static_cast<std::size_t>(v) * kLanes, sum[v]);
+  }
+}
+
+// sum_i (x_i - c_i)^2 of the 16 centroids from `first` on of a part.
+constexpr int kSixteen = 16 / kLanes;
+DELFSEARCH_INLINE void part_distances(const float* part, std::size_t d, std::size_t n,
+                                      std::size_t first, const float* x, F (&sum)[kSixteen]) {
+  for (int v = 0; v < kSixteen; ++v) sum[v] = broadcast(0.0f);
+  for (std::size_t i = 0; i < d; ++i) {
+    const F value = broadcast(x[i]);
+    for (int v = 0; v < kSixteen; ++v) {
+      const F difference = value - load(part + i * n + first + static_cast<std::size_t>(v) * kLanes);
+      sum[v] = sum[v] + difference * difference;
+    }
+  }
+}
+
+DELFSEARCH_TARGET void part_tables(const Codebook& codebook, const float* x, float* out) {
+  const std::size_t d = codebook.part_dimension, n = codebook.n_centroids;
+  for (std::size_t p = 0; p < codebook.n_parts; ++p) {
+    for (std::size_t first = 0; first < n; first += 16) {
+      F sum[kSixteen];
+      part_distances(codebook.values + p * d * n, d, n, first, x + p * d, sum);
+      for (int v = 0; v < kSixteen; ++v)
+        store(out + p * n + first + static_cast<std::size_t>(v) * kLanes, sum[v]);
+    }
+  }
+}
+
+DELFSEARCH_TARGET void part_nearest(const Codebook& codebook, const float* x,
+                                    std::uint8_t* numbers) {
+  const std::size_t d = codebook.part_dimension, n = codebook.n_centroids;
+  for (std::size_t p = 0; p < codebook.n_parts; ++p) {
+    F best = broadcast(std::numeric_limits<float>::infinity());
+    U at = broadcast_u(0);
+    for (std::size_t first = 0; first < n; first += 16) {
+      F sum[kSixteen];
+      part_distances(codebook.values + p * d * n, d, n, first, x + p * d, sum);
+      for (int v = 0; v < kSixteen; ++v) {
+        const auto nearer = below(sum[v], best);
+        best = choose(nearer, sum[v], best);
+        at = choose(nearer,
+                    count_from(static_cast<std::uint32_t>(first) +
+                               static_cast<std::uint32_t>(v) * kLanes),
+                    at);
+      }
+    }
+    numbers[p] = static_cast<std::uint8_t>(least_lane(best, at).number);
   }
 }

@@ -5,6 +5,7 @@
 #include <limits>
 #include <random>
 #include <set>
+#include <stdexcept>
 #include <vector>
 
 #include "check.hpp"

@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from delfsearch import _core
-from delfsearch._validation import check_integer, check_n_jobs, check_seed
+from delfsearch._validation import check_integer, check_n_jobs, check_seed, check_vector
 from delfsearch.index.uniform_quantizer import check_descriptors
 
 _NONE, _SHARED, _LOCAL = 0, 1, 2  # LopqOptions::Rotation
@@ -199,3 +199,80 @@ class OptimizedPQ(ProductQuantizer):
         )
         self.rotation_ = np.ascontiguousarray(self._arrays["rotations"][0, :, :d].T)
         return self
+
+
+class LocallyOptimizedPQ(ProductQuantizer):
+    """A product quantizer of residuals, with rotation and codebooks for each cell that has enough.
+
+    n_lists : cells of the coarse quantizer; fewer where there are fewer rows.
+    min_rotation_rows, min_codebook_rows : rows of a cell, at least, for a rotation and for codebooks
+        of its own; others share one of all cells. A rotation takes 4 d^2 bytes and codebooks
+        4 d 2^bits: with few rows a cell that is more than the codes.
+    cluster_centers_ : (n_lists, d) float32.
+    Other parameters and attributes: see ProductQuantizer; codebooks_ are the shared ones.
+    Source: Sec. 5.4; Kalantidis and Avrithis 2014. Differs: cells with little data share.
+    """
+
+    cluster_centers_: NDArray[np.float32]
+
+    def __init__(
+        self,
+        *,
+        n_lists: int = 64,
+        n_subquantizers: int = 10,
+        bits: int = 5,
+        min_rotation_rows: int = 400,
+        min_codebook_rows: int = 1024,
+        max_iter: int = 25,
+        random_state: Any = 0,
+        n_jobs: int | None = None,
+    ) -> None:
+        super().__init__(
+            n_subquantizers=n_subquantizers,
+            bits=bits,
+            max_iter=max_iter,
+            random_state=random_state,
+            n_jobs=n_jobs,
+        )
+        self.n_lists = n_lists
+        self.min_rotation_rows = min_rotation_rows
+        self.min_codebook_rows = min_codebook_rows
+
+    def fit(self, X: Any, y: Any = None) -> LocallyOptimizedPQ:
+        """Learn cells, rotations and codebooks. X : as for ProductQuantizer.fit."""
+        matrix = self._rows_to_learn(X)
+        n_lists = min(check_integer(self.n_lists, "n_lists", minimum=1), len(matrix))
+        rotation_rows = check_integer(self.min_rotation_rows, "min_rotation_rows", minimum=1)
+        codebook_rows = check_integer(self.min_codebook_rows, "min_codebook_rows", minimum=1)
+        threads = check_n_jobs(self.n_jobs)
+        self.cluster_centers_, _, _ = _core.kmeans(
+            matrix, n_lists, self.max_iter, 1e-4, 0, check_seed(self.random_state), threads
+        )
+        cells, _ = _core.assign_nearest(self.cluster_centers_, matrix, threads)
+        self._learn(
+            matrix,
+            cells,
+            self.cluster_centers_,
+            _LOCAL,
+            min_rotation_rows=rotation_rows,
+            min_codebook_rows=codebook_rows,
+        )
+        return self
+
+    def predict(self, X: Any) -> NDArray[np.int64]:
+        """Return the cell of each row of X (n, d): (n,) int64."""
+        return self._cells(self._rows(X)).astype(np.int64)
+
+    def inverse_transform(self, codes: Any, cells: Any = None) -> NDArray[np.float32]:
+        """Return the (n, d) vectors that codes stand for in their cells, which predict returns."""
+        numbers = self._check_codes(codes)
+        if cells is None:
+            raise ValueError("cells must be given: what a code stands for depends on its cell")
+        where = check_vector(cells, "cells", np.int64, n=len(numbers))
+        if len(where) and not 0 <= where.min() <= where.max() < len(self.cluster_centers_):
+            raise ValueError(f"cells must be 0 ... {len(self.cluster_centers_) - 1}")
+        return self._view.decode(numbers, where.astype(np.uint32))
+
+    def _cells(self, matrix: NDArray[np.float32]) -> NDArray[np.uint32]:
+        cells, _ = _core.assign_nearest(self.cluster_centers_, matrix, check_n_jobs(self.n_jobs))
+        return cells

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "bits.hpp"
 #include "delfsearch/centroids.hpp"
 #include "delfsearch/parallel.hpp"
 #include "simd/scan_kernels.hpp"
@@ -254,16 +255,6 @@ class Scan {
       const std::size_t from = begin + leaf * file_.leaf_blocks;
       blocks(from, std::min(end, from + file_.leaf_blocks), wanted, n_wanted);
     }
-  }
-
-  static int lowest_bit(std::uint64_t word) {
-#if defined(__GNUC__) || defined(__clang__)
-    return __builtin_ctzll(word);
-#else
-    int bit = 0;
-    while (!(word >> bit & 1)) ++bit;
-    return bit;
-#endif
   }
 };
 

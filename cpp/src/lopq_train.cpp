@@ -54,6 +54,7 @@ std::vector<float> balanced_axes(const Matrix& moment, std::size_t n_parts) {
   // Constant dimensions have eigenvalue 0, or less by rounding.
   const double least = std::max(solver.eigenvalues()(static_cast<Eigen::Index>(d) - 1), 0.0) * 1e-9 +
                        1e-300;
+  const double smallest = std::max(solver.eigenvalues()(0), least);
   for (std::size_t k = 0; k < d; ++k) {
     const auto axis = static_cast<Eigen::Index>(d - 1 - k);  // rising order in Eigen
     std::size_t part = n_parts;
@@ -69,7 +70,8 @@ std::vector<float> balanced_axes(const Matrix& moment, std::size_t n_parts) {
       rotation[i * width + part * room + used[part]] =
           static_cast<float>(sign * solver.eigenvectors()(static_cast<Eigen::Index>(i), axis));
     ++used[part];
-    product[part] += std::log(std::max(solver.eigenvalues()(axis), least));
+    // Counted from the smallest, so that no factor is below 1: a part never gets lighter.
+    product[part] += std::log(std::max(solver.eigenvalues()(axis), least) / smallest);
   }
   return rotation;
 }

@@ -2,7 +2,7 @@
 
 What match_photos takes for matched must not be what any two photos reach. For each matcher: the
 inliers of pairs of distractor photos, which show different things, and of pairs of photos of one
-scene; matched one way (each feature with its k nearest of the other photo) and both ways (either is
+scene; matched one way (each feature with its k nearest of the other photo) and both ways (each is
 among the other's k nearest, as match_photos does). No peer: it is what the thresholds in MATCHERS
 rest on.
 

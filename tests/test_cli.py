@@ -82,6 +82,7 @@ def test_index_says_what_it_did_and_lists_what_it_could_not_read(
     assert code == 0
     assert f"{N_PHOTOS} photos" in out and "descriptors" in out
     assert f"{N_PHOTOS + 1} photos: about " in err  # the expected time, before the work
+    assert "where all are new and nothing else runs" in err
     assert "1 file could not be used:\n  broken.jpg: " in err
     assert "notes.txt" not in err
 
@@ -261,6 +262,40 @@ def test_scores_of_several_photos_and_weights_are_heat_maps(
     command = ("scores", both[0], "--compare", weights, "--compare", f"{alike}:auto", *options)
     assert run(capsys, *command)[0] == 0
     assert list(drawn.pop()[1]) == [f"{weights}\nl2", f"{alike}\nl2"]
+
+
+def test_heat_maps_of_weights_in_the_package_need_no_npm(
+    capsys, photos, tmp_path, weights, monkeypatch
+):
+    monkeypatch.setenv("DELFSEARCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    both = [str(photos / "photo0.png"), str(photos / "photo2.png")]
+    options = ("--scales", "1", "--plot", tmp_path / "maps.png")
+    compared = ("--compare", "delf-landmarks-1:L2", "--compare", "delf-landmarks-1:attention")
+    code, out, err = run(capsys, "scores", *both, *compared, *options)
+    assert code == 0 and "2 photos, 4 heat maps" in out and err == ""
+
+    # What is wrong with the second is said before maps of the first are made.
+    from delfsearch import DelfExtractor
+
+    monkeypatch.setattr(DelfExtractor, "score_map", None)
+    for second, message in (
+        ("resnet50-imagenet:l2", "npm"),
+        (f"{weights}:attention", "attention head"),
+        ("nothing.pth", "weights must be"),
+    ):
+        compared = ("--compare", "delf-landmarks-1", "--compare", second)
+        code, _, err = run(capsys, "scores", both[0], *compared, *options)
+        assert code == 2 and message in err
+
+
+@pytest.mark.parametrize("name", ["delf-landmarks-1", "{weights}"])
+def test_a_score_that_there_is_not_is_no_file_name(capsys, weights, tmp_path, name):
+    compared = name.format(weights=weights) + ":norm"
+    command = ("scores", "a.png", "--plot", tmp_path / "x.png", "--compare", compared)
+    code, _, err = run(capsys, *command)
+    assert code == 2
+    assert "must be one of auto, l2, attention, l2*attention; got 'norm'" in err.splitlines()[-1]
 
 
 def test_weights_lists_what_is_known_and_where(capsys, monkeypatch, tmp_path):

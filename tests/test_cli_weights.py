@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from random_weights import save_random_weights
 from tensor_bundles import write_bundle
 
 from delfsearch.cli import main
-from delfsearch.extraction.weights import load_weights
+from delfsearch.extraction.weights import DEFAULT_WEIGHTS, load_weights, save_weights
+
+TOOLS = Path(__file__).parent.parent / "tools"
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +47,50 @@ def test_show(capsys, weights):
     told = json.loads(out)
     assert told["sha256"] == load_weights(weights).sha256 and told["pca_components"] == 0
     assert told["receptive_field"] == {"size": 291, "stride": 16, "padding": 145.0}
+
+
+def test_show_counts_the_photos_and_says_what_the_score_means(capsys, tmp_path):
+    shipped = load_weights(DEFAULT_WEIGHTS)
+    photos = shipped.recipe["trained_photos"]
+    path = tmp_path / "w.safetensors"
+    save_weights(path, shipped.to_arrays(), shipped.to_meta() | {"score_meaning": "-log(1 - p)"})
+    code, out, _ = run(capsys, "show", path)
+    assert code == 0 and len(out) < 5000 and photos[0] not in out
+    assert f'"trained_photos": "{len(photos)} entries"' in out and '"scales": [0.25, ' in out
+    assert "\n  score: -log(1 - p)\n" in out
+    told = json.loads(run(capsys, "show", path, "--json")[1])
+    assert told["recipe"] == shipped.recipe and told["score_meaning"] == "-log(1 - p)"
+    # Where nobody said it, no line says so.
+    save_weights(path, shipped.to_arrays(), shipped.to_meta() | {"score_meaning": ""})
+    assert "\n  score:" not in run(capsys, "show", path)[1]
+
+
+def test_weights_in_the_package_need_no_fetching(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("DELFSEARCH_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))  # there is no npm
+    for more in ((), ("--archive", tmp_path / "x.tgz")):
+        code, out, err = run(capsys, "--fetch", DEFAULT_WEIGHTS, *more)
+        assert code == 0 and f"{DEFAULT_WEIGHTS}\n" in out
+        assert err == f"{DEFAULT_WEIGHTS} comes with the package: there is nothing to fetch\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_ship_weights_says_what_they_are(capsys, tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("ship_weights", TOOLS / "ship_weights.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    monkeypatch.setattr(tool, "DATA", tmp_path)
+    shipped = load_weights(DEFAULT_WEIGHTS)
+    bare = shipped.to_meta() | {"score_meaning": "", "licence": "?", "provenance": "?"}
+    save_weights(tmp_path / "weights.safetensors", shipped.to_arrays(), bare)
+    monkeypatch.setattr(sys, "argv", ["ship_weights.py", str(tmp_path), "new-1"])
+    tool.main()
+    new = load_weights(tmp_path / "new-1.safetensors")
+    assert new.score_meaning.startswith("-log(1 - p), p the estimated share of")
+    assert new.licence.startswith("for research") and "ImageNet" in new.provenance
+    assert new.recipe == shipped.recipe
+    for name, tensor in new.tensors.items():
+        assert torch.equal(tensor, shipped.tensors[name]), name
 
 
 def test_convert(capsys, weights, tmp_path):

@@ -3,8 +3,9 @@
     python tools/ship_weights.py RECIPE_FOLDER NAME
 
 Writes python/delfsearch/extraction/data/NAME.safetensors from RECIPE_FOLDER/weights.safetensors:
-the same tensors in half precision, and in the metadata where they come from and what may be done
-with them. A name that was released means the same weights for ever: give new ones a new name.
+the same tensors in half precision, and in the metadata where they come from, what may be done with
+them and what their score means. A name that was released means the same weights for ever: give new
+ones a new name.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 from pathlib import Path
 
 from delfsearch.extraction.weights import load_weights, save_weights
+from delfsearch.training.results import SCORE_MEANINGS
 
 DATA = Path(__file__).parent.parent / "python" / "delfsearch" / "extraction" / "data"
 LARGEST = 20e6
@@ -34,7 +36,11 @@ def main() -> None:
     args = parser.parse_args()
     weights = load_weights(args.folder / "weights.safetensors")
     n_photos = len(weights.recipe["trained_photos"])
-    meta = weights.to_meta() | {"provenance": PROVENANCE.format(n=n_photos), "licence": LICENCE}
+    meta = weights.to_meta() | {
+        "provenance": PROVENANCE.format(n=n_photos),
+        "licence": LICENCE,
+        "score_meaning": SCORE_MEANINGS[weights.recipe["mode"]],
+    }
     target = DATA / f"{args.name}.safetensors"
     save_weights(target, weights.to_arrays(), meta, dtype="float16")
     target.chmod(0o644)

@@ -12,6 +12,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from delfsearch import DelfExtractor, LocalFeatures, PhotoError, WeightsError
+from delfsearch.extraction import pipeline as pipeline_module
 from delfsearch.extraction import runtime as runtime_module
 from delfsearch.extraction.network import ResNet50Conv4
 from delfsearch.extraction.photo_lists import sample_photos
@@ -125,7 +126,14 @@ def test_selection(extractor, photos):
             assert inter / (4 * half[i] ** 2 + 4 * half[j] ** 2 - inter) < 0.52  # sides are rounded
 
 
-def test_results_do_not_depend_on_threads_company_or_repetition(extractor, photos):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_results_do_not_depend_on_threads_company_or_repetition(
+    extractor, photos, precision, monkeypatch
+):
+    monkeypatch.setattr(runtime_module, "processor_has_bf16", lambda: True)
+    # One more of the size of another, and one that passes the network in several strips.
+    photos = [*photos, texture(64, 100, 7), texture(600, 420, 8)]
+    extractor = clone(extractor).set_params(precision=precision)
     before = torch.get_num_threads()
     alone = [extractor.transform([photo])[0] for photo in photos]
     for n_jobs in (1, 3, -1):
@@ -137,6 +145,29 @@ def test_results_do_not_depend_on_threads_company_or_repetition(extractor, photo
     thread.start()
     thread.join()
     assert inside == [before]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_results_do_not_depend_on_the_threads_that_torch_has(extractor, precision, monkeypatch):
+    monkeypatch.setattr(runtime_module, "processor_has_bf16", lambda: True)
+    photo = texture(600, 420, 8)
+    extractor = clone(extractor).set_params(precision=precision)
+    before = torch.get_num_threads()
+    found, maps = [], []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found += extractor.transform([photo])
+            maps.append(extractor.score_map(photo))
+            with pipeline_module.single_threaded_torch_pool(2, "test") as pool:
+                inside = list(pool.map(lambda _: torch.get_num_threads(), range(8)))
+            assert inside == [1] * 8 and torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert same(found[0], found[1]) and same(found[0], found[2])
+    for other in maps[1:]:
+        for a, b in zip(maps[0], other):
+            np.testing.assert_array_equal(a.scores, b.scores)
 
 
 def test_keypoints_are_in_the_pixels_of_the_original(extractor, tmp_path):
@@ -342,6 +373,8 @@ def test_scikit_learn_conventions(full_weights_path):
         ({"n_components": 17}, "n_components must be at most 16, what the stored PCA has"),
         ({"precision": "fp8"}, "precision must be one of"),
         ({"device": "abacus"}, "device must be"),
+        ({"device": "cuda:99"}, "device='cuda:99' is not there: torch sees cpu"),
+        ({"device": "meta"}, "device='meta' is not there: torch sees cpu"),
         ({"n_jobs": 0}, "n_jobs must be"),
         ({"max_pixels": 0}, "max_pixels must be at least 1"),
         ({"n_fit_photos": 0}, "n_fit_photos must be at least 1"),
@@ -377,6 +410,28 @@ def test_bf16(extractor, photos, monkeypatch):
     ]
     cosine = (half.descriptors[order[0]] * full.descriptors[order[1]]).sum(1)
     assert cosine.mean() > 0.97
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [(7, torch.float32), (8, torch.bfloat16)])
+def test_precision_on_a_gpu(monkeypatch, capability, dtype):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (capability, 0))
+    gpu = torch.device("cuda")
+    assert runtime_module.resolve_precision("auto", gpu) == dtype
+    assert runtime_module.resolve_precision("bf16", gpu) == torch.bfloat16
+    assert runtime_module.resolve_precision("fp32", gpu) == torch.float32
+
+
+def test_devices_that_are_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("cpu", "cuda", "cuda:1"):
+        assert runtime_module.resolve_device(name) == torch.device(name)
+    assert runtime_module.resolve_device("auto") == torch.device("cuda")
+    message = "device='cuda:2' is not there: torch sees cpu, cuda:0, cuda:1.*use one of these"
+    with pytest.raises(ValueError, match=message):
+        runtime_module.resolve_device("cuda:2")
+    with pytest.raises(ValueError, match="bf16' needs a CUDA GPU or a processor; got device 'mps'"):
+        runtime_module.resolve_precision("bf16", torch.device("mps"))
 
 
 def test_estimate(extractor):

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from delfsearch import PhotoError
+from delfsearch.extraction import pyramid as pyramid_module
 from delfsearch.extraction.photos import open_photo
 from delfsearch.extraction.pyramid import SCALE_SETS, level_size, pyramid, resolve_scales
 
@@ -275,4 +276,21 @@ def test_levels_under_ten_pixels_give_nothing():
     assert level_size((40, 40), 0.25) == (10, 10)
     assert level_size((37, 400), 0.25) is None
     image = Image.fromarray(texture(60, 30))
-    assert [level.image.size for level in pyramid(image, (0.25, 0.5, 1.0))] == [(30, 15), (60, 30)]
+    assert [level.size for level in pyramid(image, (0.25, 0.5, 1.0))] == [(30, 15), (60, 30)]
+
+
+def test_levels_are_resized_as_pillow_does(monkeypatch):
+    image = Image.fromarray(texture(211, 160))
+    scales = (0.25, 2**-0.5, 1.0, 2**0.5, 2.0)
+    levels = pyramid(image, scales)
+    monkeypatch.setattr(pyramid_module, "_torch_is_fast", lambda: False)
+    by_pillow = pyramid(image, scales)
+    monkeypatch.setattr(pyramid_module, "_torch_is_fast", lambda: True)
+    by_torch = pyramid(image, scales)
+    for level, one, other in zip(levels, by_pillow, by_torch):
+        expected = np.array(image.resize(level.size, Image.Resampling.BICUBIC), np.int16)
+        np.testing.assert_array_equal(one.rgb, expected)
+        assert other.rgb.dtype == np.uint8 and other.rgb.flags.c_contiguous
+        assert np.abs(other.rgb - expected).max() <= 2
+        assert np.mean(other.rgb != expected) < 0.01
+        assert any(np.array_equal(level.rgb, known.rgb) for known in (one, other))

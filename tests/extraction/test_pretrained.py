@@ -109,6 +109,26 @@ def test_the_card_says_what_matters(full_weights_path, tmp_path):
     assert '"epochs": 3' in (folder / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_card_counts_the_photos_and_the_metadata_name_them(full_weights_path, tmp_path):
+    photos = [f"scenes/a rather long name of a scene/{i:04}.jpg" for i in range(1500)]
+    before = {"mode": "contrastive", "trained_photos": photos, "scales": [0.25, 0.5, 1.0]}
+    meta = {
+        **META,
+        "score_meaning": "share of inliers",
+        "recipe": {"before": before, "trained_photos": photos},
+    }
+    path, folder = tmp_path / "w.safetensors", tmp_path / "model"
+    save_weights(path, load_weights(full_weights_path).to_arrays(), meta)
+    DelfExtractor(path, **SETTINGS).save_pretrained(folder)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert len(card) < 4000 and "0001.jpg" not in card
+    assert card.count('"trained_photos": "1500 entries"') == 2 and "0.25" in card
+    assert "| score | attention: share of inliers |" in card
+    assert "metadata of `model.safetensors`" in card
+    assert load_weights(folder).recipe == meta["recipe"]
+    assert load_weights(folder).score_meaning == "share of inliers"
+
+
 def test_from_weights_files(full_weights_path, tmp_path, tensors, no_network):
     from_file = DelfExtractor.from_pretrained(full_weights_path, **SETTINGS)
     assert features_of(from_file) == features_of(DelfExtractor(full_weights_path, **SETTINGS))
@@ -202,6 +222,7 @@ def test_conversion(full_weights_path, tmp_path, tensors):
         "input_mean": [1.0, 2.0, 3.0],
         "input_std": [4.0, 5.0, 6.0],
         "score_scale": 0.5,
+        "score_meaning": "",
         "provenance": "mine",
         "licence": "MIT",
         "recipe": {},
@@ -209,6 +230,16 @@ def test_conversion(full_weights_path, tmp_path, tensors):
     again = convert_weights(full_weights_path, tmp_path / "same.safetensors")
     original = load_weights(full_weights_path)
     assert again.sha256 == original.sha256 and again.to_meta() == original.to_meta()
+    # A score of another scale no longer means what it meant.
+    told = load_weights(full_weights_path)
+    meaning = {**told.to_meta(), "score_meaning": "share of inliers"}
+    save_weights(tmp_path / "told.safetensors", told.to_arrays(), meaning)
+    again = convert_weights(tmp_path / "told.safetensors", tmp_path / "same.safetensors")
+    assert again.score_meaning == "share of inliers"
+    for scale, left in ((told.score_scale, "share of inliers"), (0.5, "")):
+        target = tmp_path / "scaled.safetensors"
+        scaled = convert_weights(tmp_path / "told.safetensors", target, score_scale=scale)
+        assert scaled.score_meaning == left
     with pytest.raises(ValueError, match=r"target must end in \.safetensors"):
         convert_weights(full_weights_path, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match="score_scale must be 1 positive"):

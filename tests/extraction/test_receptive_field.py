@@ -79,7 +79,7 @@ def test_folded_trunk_equals_reference(layout, size, tensors):
     trunk = FoldedTrunk(torch_tensors, layout, bn_eps=1e-3, input_std=std)
     with torch.inference_mode():
         expected = model(x / torch.tensor(std)[:, None, None])
-        for fused in {trunk.fused, False}:
+        for fused in {trunk.fused, None}:
             trunk.fused = fused
             torch.testing.assert_close(trunk(x), expected, atol=2e-4, rtol=2e-4)
         half = FoldedTrunk(torch_tensors, layout, bn_eps=1e-3, input_std=std, dtype=torch.bfloat16)(
@@ -92,10 +92,12 @@ def test_fusion_that_does_not_work_is_left_alone(monkeypatch):
     def broken(*_args):
         raise RuntimeError("not implemented on this processor")
 
-    monkeypatch.setattr(network, "_fused_conv_relu", broken)
-    assert not network._fusion_works(torch.float32)
-    monkeypatch.setattr(network, "_fused_conv_relu", lambda x, k, b, s, p: F.conv2d(x, k, b))
-    assert not network._fusion_works(torch.float32)
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(network._OneDnn, "conv_relu", broken)
+    assert network.fused_operators(cpu, torch.float32) is None
+    wrong = staticmethod(lambda x, k, b, s, p: F.conv2d(x, k, b))
+    monkeypatch.setattr(network._OneDnn, "conv_relu", wrong)
+    assert network.fused_operators(cpu, torch.float32) is None
 
 
 def test_layouts_are_checked():
@@ -126,12 +128,12 @@ def test_a_blob_keeps_its_place_across_scales(layout):
     blob = 250 * np.exp(-((x - where[0]) ** 2 + (y - where[1]) ** 2) / (2 * 60.0**2))
     image = Image.fromarray(blob.astype(np.uint8)).convert("RGB")
     for level in pyramid(image, (0.5, 2**-0.5, 1.0, 2**0.5)):
-        rgb = torch.from_numpy(np.array(level.image)).permute(2, 0, 1)[None].float()
+        rgb = torch.from_numpy(level.rgb).permute(2, 0, 1)[None].float()
         with torch.inference_mode():
             response = trunk(rgb)[0, 0].double().numpy()
         centres = [
             to_photo_pixels(receptive_field(layers(layout), side).centres(), side, whole)
-            for side, whole in zip(level.image.size, (width, height))
+            for side, whole in zip(level.size, (width, height))
         ]
         total = response.sum()
         found = np.array([response.sum(0) @ centres[0], response.sum(1) @ centres[1]]) / total

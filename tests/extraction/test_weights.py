@@ -252,10 +252,12 @@ def test_metadata_and_parts_round_trip(full_weights_path):
 
 def test_new_metadata(tmp_path, tensors):
     recipe = {"epochs": 3, "classes": ["a", "b"], "learning_rate": 0.01}
-    meta = {**META, "score_scale": 0.125, "recipe": recipe, "note": "kept, not understood"}
+    meaning = {"score_scale": 0.125, "score_meaning": "share of inliers"}
+    meta = {**META, **meaning, "recipe": recipe, "note": "kept, not understood"}
     save_weights(tmp_path / "w.safetensors", {**tensors, **attention_tensors()}, meta)
     loaded = load_weights(tmp_path / "w.safetensors")
     assert loaded.score_scale == 0.125 and loaded.recipe == recipe
+    assert loaded.score_meaning == "share of inliers"
     stored = weights_module.read_safetensors(tmp_path / "w.safetensors")[1]
     assert stored["receptive_field"] == {"size": 291, "stride": 16, "padding": 145.0}
     assert stored["note"] == "kept, not understood"
@@ -275,7 +277,7 @@ def test_files_of_before_keep_loading(tmp_path, tensors):
     save_file(tensors, tmp_path / "old.safetensors", metadata={"delfsearch": text})
     loaded = load_weights(tmp_path / "old.safetensors")
     assert loaded.sha256 == digest.hexdigest()
-    assert loaded.score_scale == 1.0 and loaded.recipe == {}
+    assert loaded.score_scale == 1.0 and loaded.score_meaning == "" and loaded.recipe == {}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -345,6 +347,27 @@ def test_numbers_that_make_no_sense(tensors):
     head, pca = attention_tensors(), pca_arrays()
     refuse({**head, "attention.conv2.weight": np.zeros((1, 99, 1, 1))}, r"shape \(1, 512, 1, 1\)")
     refuse({**pca, "pca.mean": np.zeros(40)}, r"pca\.mean must have shape \(1024,\); got \(40,\)")
+    # A tensor without axes, or without a row, and variances below 0.
+    for shape in ((), (0, 1024, 1, 1), (512, 1024)):
+        refuse(
+            {**head, "attention.conv1.weight": np.zeros(shape, np.float32)},
+            r"attention\.conv1\.weight must have shape \(n, 1024, 1, 1\), n at least 1; got \(",
+        )
+    for shape in ((), (0, 1024), (16, 1023), (1024,)):
+        refuse(
+            {**pca, "pca.components": np.zeros(shape, np.float32)},
+            r"pca\.components must have shape \(n, 1024\), n at least 1; got \(",
+        )
+    refuse({**pca, "pca.explained_variance": np.zeros((), np.float32)}, r"shape \(16,\); got \(\)")
+    refuse({"bn1.bias": np.zeros((), np.float32)}, r"bn1\.bias must have shape \(64,\); got \(\)")
+    below = np.full(16, -0.5, np.float32)
+    refuse(
+        {**pca, "pca.explained_variance": below}, r"pca\.explained_variance holds variances.*-0\.5"
+    )
+    below = np.where(np.arange(64) == 7, np.float32(-0.25), np.float32(1))
+    refuse(
+        {"bn1.running_var": below}, r"bn1\.running_var holds variances, .* at least 0; got -0\.25"
+    )
     wide = np.zeros((1024, 1024, 1, 1), np.float32)
     expansion = {"attention.conv0.weight": wide, "attention.conv0.bias": wide[0, :, 0, 0]}
     refuse(expansion, "but lack the head behind it")

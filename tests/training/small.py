@@ -9,10 +9,13 @@ import torch
 from random_weights import save_random_weights
 
 from delfsearch.extraction.weights import read_safetensors, save_weights
-from delfsearch.training import Optimization, RunOptions, Views
+from delfsearch.training import Matcher, Optimization, RunOptions, Views
+from delfsearch.training.processes import Processes
 
 VIEWS = Views(resize_side=54, crop_side=48)
 OPTIMIZATION = Optimization(epochs=2, batch_size=4)
+# Drawings have fewer inliers than photographs.
+CONGAS = Matcher("congas", 15, 8.0, (("n_components", None),))
 RUN = RunOptions(n_jobs=1, device="cpu", checkpoint_every=2)
 
 
@@ -32,6 +35,17 @@ def save_small_weights(path: Path, layout: str = "keras", **more: np.ndarray) ->
     meta = {key: value for key, value in meta.items() if key != "sha256"}
     save_weights(path, {**arrays, **more}, {**meta, "layout": layout})
     return path
+
+
+class Apart(Processes):
+    """The first of two processes, of which the other one finds no folder."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu")
+        self.count = 2
+
+    def joined(self, items):
+        return [*items, "no such folder"]
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

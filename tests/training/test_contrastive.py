@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 
 import numpy as np
 import pytest
@@ -230,6 +231,51 @@ def test_weights_without_a_pca_begin_with_that_of_the_first_batch(photos, tmp_pa
     assert np.allclose(np.abs((first.double().numpy() * right[:5]).sum(1)), 1, atol=1e-4)
 
 
+@pytest.mark.parametrize("n_negatives", [0, 10])
+def test_few_negatives_leave_the_components_in_order(weights_path, photos, n_negatives):
+    rng = np.random.default_rng(1)
+    views = torch.from_numpy(rng.integers(0, 256, (6, 64, 64, 3), np.uint8))
+    points = torch.from_numpy(rng.uniform(8, 56, (40, 4)).astype(np.float32))
+    pair_of = torch.from_numpy(np.repeat([0, 1, 2], [10, 10, 20]))
+    trunk = TrainableTrunk(load_weights(weights_path), trainable="layer3", batch_norm="frozen")
+    torch.manual_seed(0)
+    reduction = Reduction(torch.rand(1024) * 0.02, torch.randn(6, 1024))
+    few, none = (
+        ContrastiveModel(
+            trunk, reduction, side=64, n_negatives=n, temperature=0.1, exclusion=1.5
+        ).train()
+        for n in (n_negatives, 0)
+    )
+    for step in range(3):
+        classes = torch.arange(3) + 3 * step
+        losses = [float(m(views, points, pair_of, classes)[0].detach()) for m in (few, none)]
+        # What is kept for the axes alone is no negative.
+        assert (losses[0] > losses[1]) == bool(step and n_negatives)
+        assert losses[0] == losses[1] or (step and n_negatives)
+    turned = few.reduction_tensors()
+    variances = turned["pca.explained_variance"]
+    assert variances.min() > 0 and (variances[:-1] >= variances[1:]).all()
+
+
+def test_matched_photos_of_other_photos_are_refused(weights_path, photos):
+    other = dataclasses.replace(matched_of(photos), names=tuple("abcdefghijkl"))
+    with pytest.raises(DatasetError, match="none of 2 matched pairs is of the 12 photos"):
+        ContrastiveTrainer(weights_path, **OPTIONS, matched=other).fit(photos)
+
+
+def test_one_class_will_do_whether_or_not_all_of_it_can_be_read(weights_path, photos, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    files = [*(str(photos.file(i)) for i in range(3)), str(tmp_path / "broken.jpg")]
+    one = {**OPTIONS, "optimization": dataclasses.replace(OPTIMIZATION, epochs=1)}
+    for n in (3, 4):
+        alike = LabelledPhotos.from_names(files[:n], ["one"] * n)
+        trainer = ContrastiveTrainer(weights_path, **one).fit(alike)
+        assert [path for path, _ in trainer.left_out_] == files[3:n]
+    alike = LabelledPhotos.from_names(files[2:], ["one"] * 2)
+    with pytest.raises(DatasetError, match="at least two readable photos; of 2 photos 1 cannot"):
+        ContrastiveTrainer(weights_path, **one).fit(alike)
+
+
 def test_photos_of_one_class_each_and_unreadable_ones_do(weights_path, photos, tmp_path):
     names = [f"class {i}" for i in range(len(photos))]
     files = [str(photos.file(i)) for i in range(len(photos))]
@@ -275,6 +321,34 @@ def test_matched_photos_come_back_from_disk(photos, tmp_path):
             MatchedPhotos.load(tmp_path / "bad.npz")
     with pytest.raises(ValueError, match=r"must end in \.npz"):
         matched.save(tmp_path / "pairs.json")
+
+
+def test_matched_photos_are_written_whole_or_not_at_all(photos, tmp_path, monkeypatch):
+    matched = dataclasses.replace(matched_of(photos), key={"random_state": 3})
+    path = tmp_path / "not" / "there" / "pairs.npz"
+    matched.save(path)
+    assert MatchedPhotos.load(path).key == {"random_state": 3}
+    assert matched.fingerprint() == matched_of(photos).fingerprint()
+    before = path.read_bytes()
+
+    def full(file, **arrays):
+        file.write(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space left"):
+        matched.save(path)
+    assert [file.name for file in path.parent.iterdir()] == ["pairs.npz"]
+    assert path.read_bytes() == before
+
+
+def test_matched_photos_of_the_first_version_are_read(photos, tmp_path):
+    matched = matched_of(photos)
+    fields = ("pairs", "sizes", "zooms", "offsets", "points")
+    arrays = {name: getattr(matched, name) for name in fields}
+    np.savez(tmp_path / "old.npz", names=np.array(matched.names), **arrays)
+    found = MatchedPhotos.load(tmp_path / "old.npz")
+    assert found.fingerprint() == matched.fingerprint() and found.key is None
 
 
 @pytest.mark.parametrize(

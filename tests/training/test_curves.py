@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import logging
+import resource
 import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from delfsearch import plotting
-from delfsearch.training import curves, read_curves
+from delfsearch.training import CheckpointError, curves, read_curves
 from delfsearch.training.curves import COLUMNS, JOINT_COLUMNS, CurveWriter
 
 
@@ -47,6 +51,60 @@ def test_half_a_row_of_a_killed_run_does_no_harm(tmp_path):
     assert read_curves(tmp_path)["step"].tolist() == [1, 2, 3, 4, 5]
     write(tmp_path, 5, 6, done=4)
     assert read_curves(tmp_path)["step"].tolist() == [1, 2, 3, 4, 5, 6]
+
+
+@given(done=st.integers(0, 12), lost=st.integers(0, 400), tail=st.sampled_from(["", "\0\0", "1"]))
+@settings(deadline=None, max_examples=40)
+def test_a_torn_file_keeps_the_whole_rows_up_to_the_checkpoint(tmp_path_factory, done, lost, tail):
+    """Cut off at any byte, with what a crash may leave after it."""
+    folder = tmp_path_factory.mktemp("torn")
+    write(folder, 1, 12)
+    path = folder / "curves.csv"
+    text = path.read_bytes()
+    header = text.index(b"\n") + 1
+    left = text[: max(header, len(text) - lost)]
+    path.write_bytes(left + tail.encode())
+    n_kept = min(done, left.count(b"\n") - 1)
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logging.getLogger("delfsearch").addHandler(handler)
+    try:
+        write(folder, done + 1, 14, done=done)
+    finally:
+        logging.getLogger("delfsearch").removeHandler(handler)
+    expected = [*rows(1, n_kept), *rows(done + 1, 14)]
+    lines = path.read_bytes().decode().split("\r\n")
+    assert lines == [",".join(COLUMNS), *(",".join(map(repr, row)) for row in expected), ""]
+    assert read_curves(folder)["step"].tolist() == [row[0] for row in expected]
+    warned = [f"lacks {done - n_kept} of the {done} steps"] if n_kept < done else []
+    assert len(records) == len(warned)
+    assert all(words in r.getMessage() for words, r in zip(warned, records))
+
+
+def test_curves_that_are_gone_are_missed(tmp_path, caplog):
+    write(tmp_path, 7, 9, done=6)
+    assert read_curves(tmp_path)["step"].tolist() == [7, 8, 9]
+    assert "curves.csv lacks 6 of the 6 steps" in caplog.text
+
+
+def test_a_full_disk_is_said(tmp_path):
+    writer = CurveWriter(tmp_path, COLUMNS, done=0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # the system itself refuses
+    try:
+        with pytest.raises(
+            CheckpointError, match=r"curves\.csv .*free some space and run again: it goes on"
+        ):
+            writer.add(rows(1, 9))
+        writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    write(tmp_path, 1, 9)
+    assert len(read_curves(tmp_path)["step"]) == 9
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(CheckpointError, match="training curves cannot be written"):
+        CurveWriter(tmp_path / "file", COLUMNS, done=0)
 
 
 def test_other_tables_are_refused(tmp_path):

@@ -7,14 +7,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from training.small import OPTIMIZATION, RUN, VIEWS
+from training.small import OPTIMIZATION, RUN, VIEWS, Apart
 
+from delfsearch.errors import WeightsError
 from delfsearch.extraction.weights import load_weights
 from delfsearch.training import AttentionTrainer, CheckpointError, feature_cache
 from delfsearch.training.batches import Plan
 from delfsearch.training.draws import Purpose, generator
 from delfsearch.training.feature_cache import FeatureCache, cached_gammas
-from delfsearch.training.models import FrozenTrunk
+from delfsearch.training.models import FrozenTrunk, half
 from delfsearch.training.photo_store import PhotoStore
 from delfsearch.training.processes import Processes
 from delfsearch.training.views import make_view
@@ -158,13 +159,39 @@ def test_too_little_space_is_said_and_leaves_no_half_round(
 def test_features_beyond_half_precision_are_refused(tmp_path, photos, trunk, monkeypatch):
     class Large(FrozenTrunk):
         def __init__(self):
+            self.name = "large.safetensors"
             self.device = torch.device("cpu")
 
         def __call__(self, photos):
             return trunk(photos) * 1e6
 
-    with pytest.raises(ValueError, match="over half precision"):
+    message = r"weights 'large\.safetensors' go up to .*65504: train without cached_crops"
+    with pytest.raises(WeightsError, match=message):
         fill(a_cache(tmp_path, photos), photos, Large())
+
+
+def test_half_precision_holds_what_it_can_hold():
+    kept = half(torch.tensor([[65504.0, -65504.0, 1e-3]]), weights="w", instead="none")
+    assert kept.dtype == np.float16 and kept[0, :2].tolist() == [65504.0, -65504.0]
+    assert half(torch.zeros(0, 1024), weights="w", instead="none").shape == (0, 1024)
+    for value in (65520.0, -1e6, float("inf"), float("nan")):
+        with pytest.raises(WeightsError, match=r"'w' go up to .*: none"):
+            half(torch.tensor([[0.0, value]]), weights="w", instead="none")
+
+
+def test_processes_that_share_no_folder_share_no_work(tmp_path, photos, trunk):
+    cache = a_cache(tmp_path, photos)
+    message = r"do not find the same in .*\(process 0: features\.json\)"
+    with pytest.raises(CheckpointError, match=message):
+        cache.fill(trunk, a_store(photos), Apart(), n_threads=1)
+    assert not list(tmp_path.glob("round-*"))
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, photos, trunk):
+    (tmp_path / "file").write_text("no folder")
+    message = r"features cannot be written to .*file.features\.json \(.*\); put that right and run"
+    with pytest.raises(CheckpointError, match=message):
+        fill(a_cache(tmp_path / "file", photos), photos, trunk)
 
 
 def test_scales_of_the_rounds():

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import collections
 import dataclasses
+import errno
+import resource
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training.small import RUN, same, save_small_weights, stop_after
+from training.small import RUN, Apart, same, save_small_weights, stop_after
 
 from delfsearch import DelfExtractor
-from delfsearch.errors import DatasetError
+from delfsearch.errors import DatasetError, WeightsError
 from delfsearch.evaluation.selection import matched_cells
 from delfsearch.extraction.weights import load_weights
 from delfsearch.training import (
@@ -20,6 +23,7 @@ from delfsearch.training import (
     Optimization,
     photos_from_image_folder,
 )
+from delfsearch.training import inlier_attention as trainer_module
 from delfsearch.training import matched_cells as cells_module
 from delfsearch.training.inlier_attention import InlierHead, _logistic
 from delfsearch.training.matched_cells import MatchedCells, all_cells_of, match_cells
@@ -146,10 +150,89 @@ def test_cells_are_kept_for_the_same_key_alone(halves, weights_path, tmp_path, m
         with pytest.raises(TypeError):
             cells_of(halves, ALL_PAIRS, weights_path, key={"a": 3}, **options)
     # A file that was cut short is made anew.
+    (folder / "features.f2").unlink()  # first maps it
     (folder / "features.f2").write_bytes(b"\0" * 100)
     again = cells_of(halves, ALL_PAIRS, weights_path, key={"a": (1, 2)}, **options)
     assert np.array_equal(first.features, free.features) or len(again.rows) == len(free.rows)
     assert np.array_equal(again.features, free.features)
+
+
+def test_the_space_for_cells_is_checked_before_they_are_made(
+    halves, weights_path, tmp_path, monkeypatch, caplog
+):
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(cells_module.shutil, "disk_usage", lambda path: usage(0, 0, 10**5))
+    monkeypatch.setattr(cells_module, "matched_cells", None)  # nothing is matched
+    message = "cells of 6 photos take up to 0.0 GB in .*: free some space, or ask for fewer n_cells"
+    with caplog.at_level("INFO"), pytest.raises(CheckpointError, match=message):
+        cells_of(halves, ALL_PAIRS, weights_path, folder=tmp_path / "cells", n_cells=30)
+    assert "cells of matched photos: up to 0.0 GB" in caplog.text
+    assert not list((tmp_path / "cells").iterdir())
+
+
+def test_what_hinders_writing_is_said_with_the_file(halves, weights_path, tmp_path, monkeypatch):
+    options = {"folder": tmp_path / "cells", "n_cells": 30}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the system itself refuses
+    try:
+        message = (
+            r"cells .*features\.f2 \(File too large\); free some space, or ask for fewer n_cells,"
+        )
+        with pytest.raises(CheckpointError, match=message):
+            cells_of(halves, ALL_PAIRS, weights_path, **options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (tmp_path / "cells" / "shares.f4").mkdir()
+    with pytest.raises(CheckpointError, match=r"\(.*\); put that right and run again") as caught:
+        cells_of(halves, ALL_PAIRS, weights_path, **options)
+    assert "space" not in str(caught.value)
+
+    def stream(self, photos):
+        raise OSError(errno.EMFILE, "Too many open files")
+        yield
+
+    # What hinders reading does not pass for that.
+    (tmp_path / "cells" / "shares.f4").rmdir()
+    monkeypatch.setattr(DelfExtractor, "stream", stream)
+    with pytest.raises(OSError, match="Too many open files"):
+        cells_of(halves, ALL_PAIRS, weights_path, **options)
+
+
+def test_features_over_half_precision_are_refused(halves, tmp_path):
+    gain = {"layer3.5.bn3.weight": np.full(1024, 1e8, np.float32)}
+    path = save_small_weights(tmp_path / "huge.safetensors", **gain)
+    message = r"weights '.*huge\.safetensors' go up to .*65504: use other weights"
+    with pytest.raises(WeightsError, match=message):
+        cells_of(halves, ALL_PAIRS, path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [(None, "fp32"), (torch.float16, "fp32"), (torch.bfloat16, "bf16")]
+)
+def test_the_precision_of_the_cells(halves, matched, weights_path, monkeypatch, dtype, precision):
+    class Seen(Exception):
+        pass
+
+    def seen(weights, **options):
+        raise Seen(options["precision"])
+
+    monkeypatch.setattr(trainer_module, "resolve_amp", lambda *_: dtype)
+    monkeypatch.setattr(trainer_module, "all_cells_of", seen)
+    with pytest.raises(Seen, match=precision):
+        InlierAttentionTrainer(weights_path, matched=matched, **OPTIONS).fit(halves)
+
+
+def test_processes_that_share_no_folder_match_nothing(
+    halves, matched, weights_path, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(trainer_module, "make_processes", lambda *_: Apart())
+    monkeypatch.setattr(trainer_module, "match_cells", None)
+    with pytest.raises(
+        CheckpointError, match=r"do not find the same in .*cells \(process 0: nothing"
+    ):
+        InlierAttentionTrainer(weights_path, matched=matched, output=tmp_path, **OPTIONS).fit(
+            halves
+        )
 
 
 def test_the_loss_is_the_cross_entropy_of_each_photo():
@@ -221,14 +304,25 @@ def test_a_head_learns_what_is_matched_and_says_its_share():
     assert torch.allclose(torch.nn.functional.softplus(logits.double()), -torch.log1p(-p))
 
 
-def test_a_head_that_learned_nothing_keeps_its_order():
+@pytest.mark.parametrize("all_alike", [False, True])
+def test_a_head_that_learned_nothing_keeps_its_order_and_meets_the_mean_share(all_alike, caplog):
     cells = planted()
-    rng = np.random.default_rng(5)
-    noise = np.where(cells.shares < 0, -1, rng.random(cells.shares.shape)).astype(np.float32)
-    slope, constant = _logistic(
-        InlierHead(random_state=2), cells._replace(shares=noise), torch.device("cpu")
-    )
-    assert slope > 0 and np.isfinite(constant)
+    head = InlierHead(random_state=2)
+    with torch.no_grad():
+        logits = head.logits(torch.from_numpy(cells.features)).double().numpy()
+    against = 0.3 if all_alike else logits.argsort(1).argsort(1)[:, ::-1] < 20
+    if not all_alike:  # those of the lowest logits are the matched ones
+        against = np.argsort(np.argsort(logits, 1), 1) < 20
+    shares = np.where(cells.shares < 0, -1, against).astype(np.float32)
+    if all_alike:
+        head.conv2.weight.data.zero_()
+        logits = np.zeros_like(logits)
+    slope, constant = _logistic(head, cells._replace(shares=shares), torch.device("cpu"))
+    there = shares >= 0
+    p = 1 / (1 + np.exp(-(slope * logits + constant)))[there]
+    assert slope == 1.0
+    assert p.mean() == pytest.approx(shares[there].mean(), rel=1e-6)
+    assert "ranks matched cells no better than others" in caplog.text
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +410,7 @@ def test_what_cannot_be_done_is_said(halves, matched, weights_path, tmp_path, ph
     with pytest.raises(ValueError, match="n_cells"):
         InlierAttentionTrainer(weights_path, matched=matched, n_cells=0).fit(halves)
     (tmp_path / "cells").write_text("a file where the folder should be")
-    with pytest.raises(CheckpointError, match="cells cannot be written"):
+    with pytest.raises(CheckpointError, match="cells cannot be made"):
         InlierAttentionTrainer(weights_path, matched=matched, output=tmp_path, **OPTIONS).fit(
             halves
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +14,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from search_helpers import make_features
+from training.small import CONGAS
 
 from delfsearch.baselines import load_system
 from delfsearch.errors import DatasetError
 from delfsearch.evaluation.folder import PhotoFolder
 from delfsearch.features import LocalFeatures
-from delfsearch.training import MATCHERS, LabelledPhotos, Matcher, match_photos
+from delfsearch.training import (
+    MATCHERS,
+    CheckpointError,
+    LabelledPhotos,
+    MatchedPhotos,
+    match_photos,
+)
 from delfsearch.training.matched_photos import reciprocal_matches
 from delfsearch.verification.verifier import Verifier
 
 
-def nearest(of: np.ndarray, among: np.ndarray, k: int) -> list[set[int]]:
-    squared = ((of[:, None] - among[None]) ** 2).sum(2)
-    return [set(row) for row in np.argsort(squared, axis=1, kind="stable")[:, :k].tolist()]
+def within(squared: np.ndarray, k: int, *, with_ties: bool) -> np.ndarray:
+    """Whether each of a row is among its k nearest; with or without those that tie for it."""
+    among = np.sort(squared, axis=1)
+    if with_ties:
+        return squared <= among[:, min(k, among.shape[1]) - 1, None]
+    return (squared < among[:, k, None]) if k < among.shape[1] else np.ones_like(squared, bool)
 
 
 def on_grid(features: LocalFeatures, rng: np.random.Generator) -> LocalFeatures:
@@ -50,9 +61,18 @@ def test_reciprocal_matches_are_those_of_a_slow_search(seed, n, m, k):
     if not n or not m:
         assert not got and not len(found)
         return
-    there = nearest(first.descriptors, second.descriptors, k)
-    back = nearest(second.descriptors, first.descriptors, k)
-    assert got == {(i, j) for i in range(n) for j in there[i] if i in back[j]}
+    squared = ((first.descriptors[:, None] - second.descriptors[None]) ** 2).sum(2)
+    surely, perhaps = (
+        set(
+            zip(
+                *np.nonzero(
+                    within(squared, k, with_ties=ties) & within(squared.T, k, with_ties=ties).T
+                )
+            )
+        )
+        for ties in (False, True)
+    )
+    assert surely <= got <= perhaps
     np.testing.assert_array_equal(found.query_xy, first.keypoints_xy[found.query_indices])
     np.testing.assert_array_equal(found.database_xy, second.keypoints_xy[found.database_indices])
 
@@ -61,9 +81,6 @@ def drawing(seed: int, width: int, height: int) -> Image.Image:
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (height // 12, width // 12, 3), np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-
-
-CONGAS = Matcher("congas", 15, 8.0, (("n_components", None),))
 
 
 def test_photos_of_one_thing_are_matched(tmp_path):
@@ -89,6 +106,44 @@ def test_photos_of_one_thing_are_matched(tmp_path):
     assert np.median(np.abs(points[:, 2:] - expected)) < 2
     again = match_photos(photos, matchers=(CONGAS,), n_jobs=2, max_points=40)
     assert again.fingerprint() == matched.fingerprint()
+
+
+def test_what_hinders_writing_is_said_with_the_file(tmp_path):
+    few, more = (
+        MatchedPhotos(
+            ("a.png", "b.png"),
+            np.array([[0, 1]]),
+            np.ones((1, 4), np.float32),
+            np.ones(1, np.float32),
+            np.array([0, n]),
+            np.zeros((n, 4), np.float32),
+        )
+        for n in (1, 4000)
+    )
+    path = tmp_path / "new" / "matched.npz"
+    few.save(path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # the system itself refuses
+    try:
+        with pytest.raises(CheckpointError, match=r"to .*matched\.npz \(.*\); free some space"):
+            more.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert MatchedPhotos.load(path).fingerprint() == few.fingerprint()
+    assert [p.name for p in path.parent.iterdir()] == ["matched.npz"]
+    with pytest.raises(CheckpointError, match=r"matched photos .*put that right and run again"):
+        few.save(path / "under a file.npz")
+
+
+def test_photos_that_cannot_be_matched_because_unreadable_are_named(tmp_path, caplog):
+    for name in ("a.png", "b.png"):
+        drawing(0, 300, 240).save(tmp_path / name)
+    (tmp_path / "c.png").write_bytes(b"no photo")
+    names = ("a.png", "b.png", "c.png")
+    photos = LabelledPhotos.from_names(names, ["x"] * 3, root=tmp_path)
+    matched = match_photos(photos, matchers=(CONGAS,), n_jobs=1)
+    assert matched.names == ("a.png", "b.png")
+    assert "left out 1 of 3 photos that cannot be read" in caplog.text and "c.png" in caplog.text
 
 
 def test_nothing_to_match_is_an_error(photos):

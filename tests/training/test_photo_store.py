@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import collections
+import errno
 import json
 import resource
 
@@ -91,6 +93,19 @@ def test_a_full_disk_is_said(files, tmp_path):
     assert not list((tmp_path / "kept").iterdir())
 
 
+def test_a_table_that_cannot_be_written_is_said(files, tmp_path, monkeypatch):
+    def full(self, *arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "write_text", full)
+        with pytest.raises(CheckpointError, match=r"decoded photos cannot be written.*No space"):
+            PhotoStore(files, SIDES).keep("disk", tmp_path / "kept")
+    store = PhotoStore(files, SIDES)
+    store.keep("disk", tmp_path / "kept")
+    assert np.array_equal(store.pixels(4), read_square(files[4], 48))
+
+
 def test_a_cut_file_is_refused(files, tmp_path):
     PhotoStore(files, SIDES).keep("disk", tmp_path / "kept")
     data = tmp_path / "kept" / "photos.u8"
@@ -125,6 +140,52 @@ def test_what_does_not_fit_in_memory_goes_to_disk_and_else_is_read_anew(
     store = PhotoStore(files, SIDES)
     store.keep("auto", None)
     assert not store.keeps
+
+
+def free_disk(monkeypatch, n_bytes):
+    """Let a disk of so many bytes hold what is in a folder."""
+    usage = collections.namedtuple("usage", "total used free")
+
+    def disk_usage(folder):
+        used = sum(file.stat().st_size for file in folder.iterdir())
+        return usage(n_bytes, used, n_bytes - used)
+
+    monkeypatch.setattr(photo_store.shutil, "disk_usage", disk_usage)
+
+
+def test_what_is_on_disk_is_found_where_there_was_space_for_it_once(files, tmp_path, monkeypatch):
+    needed = sum(3 * side * side for side in SIDES)
+    monkeypatch.setattr(photo_store, "_memory_bytes", lambda: 1000)
+    free_disk(monkeypatch, int(2.5 * needed))
+    for _ in range(2):
+        store = PhotoStore(files, SIDES)
+        store.keep("auto", tmp_path / "kept")
+        assert store.keeps
+    monkeypatch.setattr(photo_store, "_memory_bytes", lambda: 10**9)
+    monkeypatch.setattr(photo_store, "read_square", None)  # not read again, though RAM has space
+    store = PhotoStore(files, SIDES)
+    store.keep("auto", tmp_path / "kept")
+    assert store.pixels(0).shape == (40, 40, 3)
+
+
+def test_what_is_on_disk_of_other_photos_makes_way(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(photo_store, "_memory_bytes", lambda: 1000)
+    needed = sum(3 * side * side for row, side in enumerate(SIDES) if row != 2)
+    free_disk(monkeypatch, int(2.2 * needed))
+    for rows in ([4, 3, 1, 0], [0, 1, 3, 4]):
+        store = PhotoStore([files[i] for i in rows], [SIDES[i] for i in rows])
+        store.keep("auto", tmp_path / "kept")
+        assert store.keeps
+        assert np.array_equal(store.pixels(1), read_square(files[rows[1]], SIDES[rows[1]]))
+
+
+def test_processes_share_the_memory(files, tmp_path, monkeypatch):
+    needed = sum(3 * side * side for side in SIDES)
+    monkeypatch.setattr(photo_store, "_memory_bytes", lambda: 4 * 2 * needed)
+    for n, on_disk in ((2, False), (3, True)):
+        folder = tmp_path / str(n)
+        PhotoStore(files, SIDES).keep("auto", folder, n_processes=n)
+        assert (folder / "photos.u8").exists() == on_disk
 
 
 def test_photos_found_unreadable_during_training_are_said_once(files, caplog):

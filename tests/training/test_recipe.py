@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from training.small import RUN, same
-from training.test_contrastive import CONGAS, OPTIMIZATION, VIEWS
+from training.small import CONGAS, RUN, same
+from training.test_contrastive import OPTIMIZATION, VIEWS
 
 from delfsearch import cli
 from delfsearch.errors import DatasetError
@@ -14,7 +14,13 @@ from delfsearch.evaluation.folder import PhotoFolder
 from delfsearch.evaluation.report.fold_weights import read_folds
 from delfsearch.evaluation.scene_folds import held_out_scenes, trained_photos
 from delfsearch.extraction.weights import load_weights
-from delfsearch.training import MatchedPhotos, Optimization
+from delfsearch.training import (
+    MATCHERS,
+    CheckpointError,
+    MatchedPhotos,
+    Optimization,
+    photos_from_library_folder,
+)
 from delfsearch.training import recipe as recipe_module
 from delfsearch.training.recipe import train_recipe
 
@@ -138,8 +144,37 @@ def test_what_cannot_be_done_is_said(made, library, weights_path, tmp_path):
         train_recipe(library, tmp_path, weights=weights_path, **OPTIONS)
 
 
+def test_what_was_matched_otherwise_is_refused(made, library, weights_path, tmp_path):
+    folder, written = made
+    before = [path.read_bytes() for path in written]
+    for other, message in (
+        ({"matchers": (CONGAS,)}, r"was matched with matchers=.*min_inliers=6.*got .*=15"),
+        ({"random_state": 1}, r"matched\.npz was matched with random_state=0; got 1: go on with"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            train_recipe(library, folder, weights=weights_path, **{**OPTIONS, **other})
+    assert [path.read_bytes() for path in written] == before
+    matched = MatchedPhotos.load(folder / "matched.npz")
+    dataclasses.replace(matched, key=None).save(tmp_path / "matched.npz")
+    with pytest.raises(CheckpointError, match="does not say what it was matched with"):
+        train_recipe(library, tmp_path, weights=weights_path, **OPTIONS)
+
+
+def test_a_fold_without_matched_pairs_is_said(made, library, caplog):
+    matched = MatchedPhotos.load(made[0] / "matched.npz")
+    scenes = PhotoFolder.read(library).labels
+    rest = photos_from_library_folder(
+        library, without_scenes={scenes[name] for name in matched.names}, distractors="all"
+    )
+    assert recipe_module._of_these("fold-0", matched, rest) is None
+    assert "fold-0: training on warped copies alone, without attention: none of" in caplog.text
+    assert recipe_module._of_these("all", matched, photos_from_library_folder(library)) is matched
+
+
 def test_from_the_command_line(made, library, weights_path, tmp_path, capsys):
-    shutil.copy(made[0] / "matched.npz", tmp_path)
+    matched = MatchedPhotos.load(made[0] / "matched.npz")
+    key = {**matched.key, "matchers": [repr(matcher) for matcher in MATCHERS]}
+    dataclasses.replace(matched, key=key).save(tmp_path / "matched.npz")
     command = ["train", "recipe", library, "--out", tmp_path, "--weights", weights_path]
     command += "--folds 0 --components 6 --negatives 50 --side 64 --max-side 96 --epochs 1".split()
     command += "--batch-size 4 --learning-rate 1e-4 --precision fp32 --threads 1".split()

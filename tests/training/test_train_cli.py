@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 from training.small import same
 
-from delfsearch import cli
+from delfsearch import cli, training
+from delfsearch.cli import matching_commands
 from delfsearch.cli.app import build_parser
 from delfsearch.cli.train_command import _trainer
 from delfsearch.extraction.weights import load_weights
@@ -144,6 +145,73 @@ def test_mistakes_are_one_line(run, weights_path, miniature, tmp_path, arguments
     assert message in err and err.strip().count("\n") <= 1 and "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("descriptor {folder} --optimizer adamw --momentum 0.5", "with --optimizer adamw: leave"),
+        ("contrastive {folder} --momentum 0.5", "--momentum has no effect with --optimizer adamw"),
+        ("descriptor {folder} --drop-every 3", "--drop-every has no effect with --schedule linear"),
+        ("joint {folder} --drop-factor 0.1 --schedule cosine", "with --schedule cosine: leave it"),
+        ("contrastive {folder} --matched-share 0.2", "no effect without --matched FILE.npz"),
+        ("attention {folder} --official --pooling sum", "--official means --pooling mean; got"),
+        ("descriptor {folder} --clean --format csv", "--clean is for Google Landmarks"),
+        ("descriptor {library} --clean", "--clean is for Google Landmarks"),
+        ("contrastive {folder} --min-photos 3", "unrecognized arguments: --min-photos"),
+        ("contrastive {folder} --label-smoothing 0.1", "unrecognized arguments: --label-smoothing"),
+        ("recipe {library} --classifier-factor 2", "unrecognized arguments: --classifier-factor"),
+        (
+            "inlier-attention {folder} --matched x --keep-photos ram",
+            "unrecognized arguments: --keep",
+        ),
+        ("match {folder} --small-classes drop", "unrecognized arguments: --small-classes"),
+        ("reduction {folder} --min-photos 2", "unrecognized arguments: --min-photos"),
+    ],
+)
+def test_options_without_effect_are_refused(run, miniature, tmp_path, arguments, message):
+    names = {
+        "library": miniature["library"],
+        "folder": miniature["training"] / "landmarks_clean",
+    }
+    code, _, err = run(*arguments.format(**names).split(), "--out", tmp_path / "out")
+    assert code == 2 and message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_matching_is_prepared_before_it_begins(run, miniature, tmp_path, monkeypatch):
+    folder = miniature["training"] / "landmarks_clean"
+    done = []
+
+    def match(photos, *, matchers, **options):
+        done.append({matcher.system: dict(matcher.options).get("device") for matcher in matchers})
+        return MatchedPhotos(
+            photos.paths,
+            np.array([[0, 1]]),
+            np.ones((1, 4), np.float32),
+            np.ones(1, np.float32),
+            np.array([0, 1]),
+            np.zeros((1, 4), np.float32),
+        )
+
+    monkeypatch.setattr(matching_commands, "ensure_weights", done.append)
+    monkeypatch.setattr(training, "match_photos", match)
+    out = tmp_path / "not" / "there" / "pairs.npz"
+    code, _, err = run("match", folder, "--out", out, "--device", "cpu")
+    assert code == 0, err
+    assert done == ["resnet50-imagenet", {"congas": None, "delf": "cpu"}]
+    assert MatchedPhotos.load(out).pairs.tolist() == [[0, 1]]
+    done.clear()
+    (tmp_path / "folder.npz").mkdir()
+    for wrong, message in (
+        (tmp_path / "folder.npz", "it is a folder"),
+        (out / "pairs.npz", "cannot write"),
+    ):
+        code, _, err = run("match", folder, "--out", wrong)
+        assert code == 2 and message in err and not done
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = run("match", folder, "--out", out)
+    assert code == 2 and "train match works in one process; 2 were started" in err and not done
+
+
 def test_options_reach_the_trainers():
     def parsed(text):
         arguments = build_parser().parse_args(["train", *text.split()])
@@ -153,7 +221,7 @@ def test_options_reach_the_trainers():
         "descriptor P --out D --trainable layer2+ --batch-norm trained --flip --colour 0.5 "
         "--strong-views --epochs 7 --batch-size 9 --learning-rate 0.5 --classifier-factor 3 "
         "--momentum 0.5 --weight-decay 0.25 --warmup-epochs 2 --clip-norm 0 --label-smoothing 0.1 "
-        "--optimizer adamw --schedule step --drop-every 3 --drop-factor 0.5 --sampling classes "
+        "--optimizer sgd --schedule step --drop-every 3 --drop-factor 0.5 --sampling classes "
         "--seed 5 --keep-photos disk --checkpoint-every 11 --checkpoint-seconds 12 --threads 3"
     )
     assert type(trainer) is DescriptorTrainer
@@ -170,7 +238,7 @@ def test_options_reach_the_trainers():
         9,
         "classes",
     )
-    assert (optimization.optimizer, optimization.schedule) == ("adamw", "step")
+    assert (optimization.optimizer, optimization.schedule) == ("sgd", "step")
     assert (optimization.learning_rate, optimization.classifier_factor) == (0.5, 3)
     assert (optimization.momentum, optimization.weight_decay) == (0.5, 0.25)
     assert (optimization.warmup_epochs, optimization.clip_norm) == (2, None)
@@ -184,6 +252,8 @@ def test_options_reach_the_trainers():
     assert (trainer.pooling, trainer.normalize, trainer.head_batch_norm) == ("sum", True, False)
     assert trainer.views == AttentionTrainer.default_views()
     assert trainer.optimization == AttentionTrainer.default_optimization()
+    trainer = parsed("descriptor P --out D --optimizer adamw")
+    assert trainer.optimization.optimizer == "adamw"
     trainer = parsed("joint P --out D --official --attention-factor 2")
     assert type(trainer) is JointTrainer and trainer.attention_factor == 2
     assert (trainer.pooling, trainer.normalize, trainer.head_batch_norm) == ("mean", True, True)

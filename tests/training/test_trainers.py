@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from training.small import OPTIMIZATION, RUN, VIEWS, same
+from training.small import OPTIMIZATION, RUN, VIEWS, same, stop_after
 
 from delfsearch import DelfExtractor
 from delfsearch.errors import DatasetError, WeightsError
@@ -226,15 +226,81 @@ def test_unreadable_photos_are_named_and_left_out(
     assert np.isfinite(trainer.curves_["loss"]).all()
 
 
-def test_a_set_without_readable_photos_is_refused(miniature, weights_path, tmp_path):
+def test_what_was_left_out_is_known_to_a_run_that_goes_on(
+    miniature, weights_path, tmp_path, caplog
+):
+    shutil.copytree(miniature["training"] / "landmarks_clean", tmp_path / "photos")
+    (tmp_path / "photos" / "000" / "1.jpg").write_bytes(b"no photo")
+    photos = photos_from_image_folder(tmp_path / "photos")
+    run = dataclasses.replace(RUN, keep_photos="none", checkpoint_every=1)
+    output = tmp_path / "out"
+    options = {**OPTIONS, "run": run, "output": output}
+    whole = AttentionTrainer(weights_path, **{**options, "output": None}).fit(photos)
+    assert [path for path, _ in whole.left_out_] == ["000/1.jpg"]
+    with pytest.raises(KeyboardInterrupt):
+        AttentionTrainer(weights_path, **options).fit(photos, progress=stop_after(5))
+    # Readable by now, and left out all the same: half a run without it is none with it.
+    shutil.copy(photos.file(2), photos.file(1))
+    for _ in range(2):  # the second time there is nothing left to do
+        trainer = AttentionTrainer(weights_path, **options).fit(photos)
+        assert trainer.left_out_ == whole.left_out_
+        assert "000/1.jpg" in (output / "left_out.csv").read_text()
+        assert np.array_equal(trainer.curves_["loss"], whole.curves_["loss"])
+    # A new run in the same folder leaves out what it cannot read itself.
+    for old in output.glob("checkpoint-*"):
+        shutil.rmtree(old)
+    trainer = AttentionTrainer(weights_path, **options).fit(photos)
+    assert not trainer.left_out_ and not (output / "left_out.csv").exists()
+
+
+@pytest.mark.parametrize("keep", ["none", "ram"])
+def test_a_set_without_readable_photos_is_refused(miniature, weights_path, tmp_path, keep):
     shutil.copytree(miniature["training"] / "landmarks_clean", tmp_path / "photos")
     for file in (tmp_path / "photos").rglob("*.jpg"):
         if file.parent.name != "001":
             file.write_bytes(b"")
-    with pytest.raises(DatasetError, match="8 cannot be read, which leaves 1 classes"):
-        DescriptorTrainer(weights_path, **OPTIONS).fit(
+    options = {**OPTIONS, "run": dataclasses.replace(RUN, keep_photos=keep)}
+    photos = photos_from_image_folder(tmp_path / "photos")
+    with pytest.raises(DatasetError, match="8 cannot be read, which leaves 4 of 1 classes"):
+        DescriptorTrainer(weights_path, output=tmp_path / "out", **options).fit(photos)
+    for file in (tmp_path / "photos").rglob("*.jpg"):
+        file.unlink()
+    with pytest.raises(DatasetError, match="12 cannot be read, which leaves 0 of 0 classes"):
+        ContrastiveTrainer(weights_path, run=options["run"]).fit(photos)
+
+
+def test_a_folder_that_cannot_be_one_is_refused_before_the_work(weights_path, photos, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    seen = []
+    with pytest.raises(CheckpointError, match=r"output folder .*file cannot be made.*give another"):
+        DescriptorTrainer(weights_path, output=tmp_path / "file", **OPTIONS).fit(
+            photos, progress=lambda *what: seen.append(what)
+        )
+    assert not seen
+    options = {**OPTIONS, "run": dataclasses.replace(RUN, tensorboard=True)}
+    with pytest.raises(ValueError, match="tensorboard=True needs output"):
+        DescriptorTrainer(weights_path, **options).fit(photos)
+
+
+def test_a_list_that_cannot_be_written_is_said(weights_path, miniature, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    shutil.copytree(miniature["training"] / "landmarks_clean", tmp_path / "photos")
+    (tmp_path / "photos" / "000" / "1.jpg").write_bytes(b"no photo")
+    monkeypatch.setattr(results_module, "_write_left_out", full)
+    with pytest.raises(CheckpointError, match=r"left_out\.csv cannot be written.*No space"):
+        AttentionTrainer(weights_path, output=tmp_path / "out", **OPTIONS).fit(
             photos_from_image_folder(tmp_path / "photos")
         )
+
+
+def test_leftovers_of_killed_writers_are_removed(weights_path, photos, tmp_path):
+    (tmp_path / "checkpoint-00000003.part").mkdir(parents=True)
+    (tmp_path / "checkpoint-00000003.part" / "state.safetensors").write_bytes(b"half")
+    (tmp_path / "weights.safetensors.123.part").write_bytes(b"half")
+    AttentionTrainer(weights_path, output=tmp_path, **OPTIONS).fit(photos)
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_what_cannot_be_trained_is_refused_at_once(weights_path, photos, tmp_path):
@@ -250,7 +316,10 @@ def test_what_cannot_be_trained_is_refused_at_once(weights_path, photos, tmp_pat
         (DescriptorTrainer(weights_path, batch_norm="half"), "batch_norm"),
         (DescriptorTrainer(weights_path, random_state=-1), "random_state"),
         (DescriptorTrainer(weights_path, precision="fp8"), "precision"),
-        (DescriptorTrainer(weights_path, precision="fp16", run=RUN), "needs a GPU"),
+        (
+            DescriptorTrainer(weights_path, precision="fp16", run=RUN),
+            "needs a CUDA GPU; got device 'cpu'",
+        ),
         (DescriptorTrainer(weights_path, views=Views(crop_side=999)), "resize_side"),
         (DescriptorTrainer(weights_path, optimization=Optimization(epochs=0)), "epochs"),
         (DescriptorTrainer(weights_path, run=RunOptions(keep_photos="x")), "keep_photos"),

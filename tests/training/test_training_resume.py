@@ -28,6 +28,7 @@ from delfsearch.training import (
 )
 from delfsearch.training import loop as loop_module
 from delfsearch.training.batches import Batch
+from delfsearch.training.checkpoint import read_checkpoint
 from delfsearch.training.curves import COLUMNS
 from delfsearch.training.loop import Job
 from delfsearch.training.processes import Processes
@@ -195,6 +196,46 @@ def test_checkpoints_come_by_time_too(tmp_path):
     assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-00000005"]
 
 
+def test_curves_are_durable_before_the_checkpoint_of_their_steps(tmp_path, monkeypatch):
+    synced = {}
+    fsync, write = os.fsync, loop_module.write_checkpoint
+
+    def recorded(handle):
+        fsync(handle)
+        synced[os.fstat(handle).st_ino] = os.fstat(handle).st_size
+
+    def checked(folder, checkpoint):
+        curves = (folder / "curves.csv").stat()
+        assert synced[curves.st_ino] == curves.st_size
+        assert read_curves(folder)["step"].tolist() == list(range(1, checkpoint.step + 1))
+        return write(folder, checkpoint)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    monkeypatch.setattr(loop_module, "write_checkpoint", checked)
+    run_tiny(tmp_path, 2, [5], optimizer="sgd", schedule="linear")
+    assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-00000009"]
+
+
+def test_a_run_whose_curves_are_gone_goes_on(tmp_path, caplog):
+    kind = {"optimizer": "sgd", "schedule": "linear"}
+    whole = run_tiny(tmp_path / "whole", 2, [], **kind)
+    with pytest.raises(KeyboardInterrupt):
+        loop_module.run(
+            tiny_job(**kind),
+            tmp_path / "cut",
+            Processes("cpu"),
+            RunOptions(device="cpu", n_jobs=1, checkpoint_every=2),
+            n_threads=1,
+            progress=stop_after(4),
+        )
+    (tmp_path / "cut" / "curves.csv").unlink()
+    curves, tensors = run_tiny(tmp_path / "cut", 2, [], **kind)
+    assert "curves.csv lacks 4 of the 4 steps" in caplog.text
+    assert curves["step"].tolist() == [5, 6, 7, 8, 9]
+    assert np.array_equal(curves["loss"], whole[0]["loss"][4:])
+    assert same(tensors, whole[1])
+
+
 def test_a_finished_run_is_not_done_again(weights_path, photos, tmp_path):
     trainer = AttentionTrainer(
         weights_path, output=tmp_path, views=VIEWS, optimization=OPTIMIZATION, run=RUN
@@ -260,3 +301,62 @@ def test_a_loss_that_is_not_finite_stops_with_the_remedy(tmp_path):
             n_threads=1,
         )
     assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-00000004"]
+
+
+class Spoiled(torch.autograd.Function):
+    """The same, with a gradient of no number."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("nan")
+
+
+class SpoiledTiny(Tiny):
+    spoil_at = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 0
+
+    def forward(self, x):
+        self.n += 1
+        (logits,) = super().forward(x)
+        return (Spoiled.apply(logits) if self.n == self.spoil_at else logits,)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_gradient_that_is_not_finite_spoils_no_checkpoint(tmp_path, clip_norm):
+    """The loss of the step, the last one before a checkpoint, is finite."""
+    job = tiny_job("sgd", "linear")
+    optimization = dataclasses.replace(job.optimization, clip_norm=clip_norm)
+    job = dataclasses.replace(job, model=SpoiledTiny(), optimization=optimization)
+    options = RunOptions(device="cpu", n_jobs=1, checkpoint_every=3)
+    with pytest.raises(ValueError, match="gradient of step 6 is not finite; lower learning_rate"):
+        loop_module.run(job, tmp_path, Processes("cpu"), options, n_threads=1)
+    found = read_checkpoint(tmp_path, job.settings)
+    assert found.step == 3 and all(t.isfinite().all() for t in found.tensors.values())
+    job.model.spoil_at = 0  # and from there it goes on
+    loop_module.run(job, tmp_path, Processes("cpu"), options, n_threads=1)
+    assert read_curves(tmp_path)["step"].tolist() == list(range(1, 10))
+
+
+def test_parameters_that_are_not_finite_are_not_kept(tmp_path):
+    """A step as long as this leaves the range of numbers, its gradient does not."""
+    job = tiny_job("sgd", "constant")
+    optimization = dataclasses.replace(
+        job.optimization, learning_rate=1e38, warmup_epochs=0, clip_norm=None, weight_decay=0.0
+    )
+    job = dataclasses.replace(
+        job,
+        optimization=optimization,
+        factors={},
+        losses=lambda outputs, batch: [(1e3 * outputs[0].sum(), outputs[0].sum())],
+    )
+    options = RunOptions(device="cpu", n_jobs=1, checkpoint_every=1)
+    with pytest.raises(ValueError, match=r"model \S+ is not finite after step 1"):
+        loop_module.run(job, tmp_path, Processes("cpu"), options, n_threads=1)
+    assert not list(tmp_path.glob("checkpoint-*"))

@@ -21,7 +21,7 @@ from torch import Tensor
 from delfsearch.baselines import checkpoints
 from delfsearch.baselines.checkpoints import Checkpoint
 from delfsearch.errors import WeightsError
-from delfsearch.extraction.network import FoldedTrunk, Unit, _fold, _fusion_works
+from delfsearch.extraction.network import FoldedTrunk, Unit, _fold, fused_operators
 from delfsearch.extraction.runtime import resolve_device, resolve_precision
 
 # torchvision's, for checkpoints that do not say otherwise.
@@ -94,7 +94,7 @@ class ResNetTrunk(FoldedTrunk):
             if unit.projects:
                 name = f"{unit.prefix}.downsample"
                 self._fold_in(tensors, f"{name}.0", f"{name}.1", eps, name=name)
-        self.fused = self.device.type == "cpu" and _fusion_works(dtype)
+        self.fused = fused_operators(self.device, dtype)
         self._mean = _row(meta["input_mean"]).float().to(self.device)
         self.n_channels = int(tensors[f"{self.units[-1].prefix}.conv3.weight"].shape[0])
         self.stride = 4

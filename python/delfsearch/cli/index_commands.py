@@ -226,7 +226,11 @@ def _say_expected_time(
     hint = ""
     if seconds > 600 and getattr(arguments, "preset", "") == "full" and arguments.scales is None:
         hint = "; --preset fast takes about a quarter of it"
-    say(f"{counted(len(files), 'photo')}: about {format_seconds(seconds)} where all are new{hint}")
+    # It is processor time over threads: what else runs here is not in it.
+    say(
+        f"{counted(len(files), 'photo')}: about {format_seconds(seconds)} where all are new and "
+        f"nothing else runs{hint}"
+    )
 
 
 def _say_left_out(

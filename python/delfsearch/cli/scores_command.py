@@ -41,7 +41,8 @@ def add_parsers(commands: Any) -> None:
         action="append",
         type=_weights_and_score,
         metavar="WEIGHTS[:SCORE]",
-        help="a heat map of these weights and this score (else --score); give it once for each",
+        help=f"a heat map of these weights and this score, {', '.join(SCORES)} (else --score); "
+        "give it once for each",
     )
     parser.add_argument(
         "--merge",
@@ -78,14 +79,16 @@ def _heat_maps(arguments: argparse.Namespace) -> int:
     from delfsearch.extraction.weights import load_weights
     from delfsearch.plotting import plot_heat_maps
 
-    names, maps = [], []
+    names, extractors = [], []
     for weights, score in arguments.compare or [(arguments.weights, None)]:
         chosen = {"weights": weights, "score": score or arguments.score}
         extractor = make_extractor(argparse.Namespace(**{**vars(arguments), **chosen}))
+        # All weights are looked at before the work begins.
         has_attention = bool(load_weights(extractor.weights).attention)
         score = resolve_score(extractor.score, has_attention)
         names.append((weights or os.fspath(extractor.weights), score))
-        maps.append([extractor.score_map(photo) for photo in arguments.photo])
+        extractors.append(extractor)
+    maps = [[extractor.score_map(photo) for photo in arguments.photo] for extractor in extractors]
     columns = dict(zip(_titles(names), maps))
     save_figure(plot_heat_maps(arguments.photo, columns, merge=arguments.merge), arguments.plot)
     n_photos = len(arguments.photo)
@@ -102,4 +105,16 @@ def _titles(names: list[tuple[str, str]]) -> list[str]:
 
 def _weights_and_score(text: str) -> tuple[str, str | None]:
     weights, _, score = text.rpartition(":")
-    return (weights, score) if weights and score in SCORES else (text, None)
+    if weights and score.lower() in SCORES:
+        return weights, score.lower()
+    if weights and not os.path.dirname(score) and _is_there(weights) and not _is_there(text):
+        raise argparse.ArgumentTypeError(
+            f"the score after the colon must be one of {', '.join(SCORES)}; got {score!r}"
+        )
+    return text, None
+
+
+def _is_there(weights: str) -> bool:
+    from delfsearch.extraction.registry import known_names
+
+    return os.path.exists(weights) or weights in known_names()

@@ -30,8 +30,10 @@ from delfsearch.cli.output import answer, say
 from delfsearch.cli.progress import StagedProgress
 from delfsearch.cli.training_arguments import (
     DEFAULT_WEIGHTS,
+    add_licence,
     add_photos,
     add_training,
+    check_target,
     optimization_of,
     read_labelled,
     reads_labels,
@@ -78,7 +80,7 @@ def add_parsers(commands: Any) -> None:
     }
     for mode, text in helps.items():
         sub = modes.add_parser(mode, help=text, description=text.capitalize() + ".")
-        add_photos(sub)
+        add_photos(sub, small_classes=mode not in _BY_MATCHING)
         sub.add_argument(
             "--out", required=True, metavar="DIR", help="for weights, curves and checkpoints"
         )
@@ -89,7 +91,11 @@ def add_parsers(commands: Any) -> None:
             add_inlier_options(sub)
         else:
             _add_views(sub, mode)
-        add_training(sub)
+        add_training(
+            sub,
+            classifies=mode not in _BY_MATCHING,
+            keeps_photos=mode != "inlier-attention",
+        )
         sub.set_defaults(run=_train, mode=mode)
     add_match(modes)
     add_recipe(modes)
@@ -126,9 +132,7 @@ def _add_mode(parser: argparse.ArgumentParser, mode: str) -> None:
         )
     if mode in ("descriptor", "contrastive"):
         return
-    group.add_argument(
-        "--pooling", choices=("sum", "mean"), default="sum", help="over the cells; default sum"
-    )
+    group.add_argument("--pooling", choices=("sum", "mean"), help="over the cells; default sum")
     group.add_argument("--normalize", action="store_true", help="pool L2-normalised features")
     group.add_argument(
         "--head-batch-norm", action="store_true", help="batch normalisation in the head"
@@ -186,7 +190,7 @@ def _add_reduction(modes: Any) -> None:
         description="Learn the reduction (L2, PCA, L2) on the features of a sample of photos, and "
         "write the weights with it into a file.",
     )
-    add_photos(parser)
+    add_photos(parser, small_classes=False)
     parser.add_argument("--out", required=True, metavar="FILE.safetensors", help="file to write")
     group = parser.add_argument_group("what is trained")
     group.add_argument(
@@ -206,6 +210,7 @@ def _add_reduction(modes: Any) -> None:
     )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="random_state; default 0")
     group.add_argument("--half", action="store_true", help="weights in half precision")
+    add_licence(group)
     add_machine_options(group)
     parser.set_defaults(run=_reduction)
 
@@ -221,7 +226,9 @@ def _train(arguments: argparse.Namespace) -> int:
         say(f"{len(photos)} photos of {len(photos.classes)} classes")
     shown = StagedProgress(progress_interval(arguments))
     try:
-        trainer = _trainer(arguments, weights).fit(photos, progress=shown.update)
+        trainer = _trainer(arguments, weights).fit(
+            photos, licence=arguments.licence, progress=shown.update
+        )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             "interrupted; the same command goes on from the last checkpoint"
@@ -255,8 +262,7 @@ def _is_first() -> bool:
 def _reduction(arguments: argparse.Namespace) -> int:
     from delfsearch.training import ReductionTrainer
 
-    if not arguments.out.endswith(".safetensors"):
-        raise CommandError(f"--out must end in .safetensors; got {arguments.out}")
+    check_target(arguments.out, ".safetensors")
     labelled = reads_labels(arguments)
     photos: Any = read_labelled(arguments) if labelled else photo_files(arguments.photos)
     trainer = ReductionTrainer(
@@ -270,7 +276,7 @@ def _reduction(arguments: argparse.Namespace) -> int:
         device=arguments.device or "auto",
         n_jobs=-1 if arguments.threads is None else arguments.threads,
         random_state=arguments.seed,
-    ).fit(photos)
+    ).fit(photos, licence=arguments.licence)
     trainer.save(arguments.out, half=arguments.half)
     n_photos, n_descriptors = trainer.fit_sample_
     share = float(trainer.pca_.explained_variance_ratio_[: arguments.components].sum())
@@ -306,8 +312,10 @@ def _trainer(arguments: argparse.Namespace, weights: str) -> Any:
     options["views"] = _views(arguments)
     if arguments.mode == "descriptor":
         return DescriptorTrainer(weights, **options)
+    if arguments.official and arguments.pooling == "sum":
+        raise CommandError("--official means --pooling mean; got --pooling sum")
     options |= {
-        "pooling": "mean" if arguments.official else arguments.pooling,
+        "pooling": "mean" if arguments.official else arguments.pooling or "sum",
         "normalize": arguments.official or arguments.normalize,
         "head_batch_norm": arguments.official or arguments.head_batch_norm,
     }

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 DEFAULT_WEIGHTS = "resnet50-imagenet"
 
 
-def add_photos(parser: argparse.ArgumentParser) -> None:
-    """Add PHOTOS and how it is read."""
+def add_photos(parser: argparse.ArgumentParser, *, small_classes: bool = True) -> None:
+    """Add PHOTOS and how it is read; small_classes : with what is done about them."""
     parser.add_argument(
         "photos",
         metavar="PHOTOS",
@@ -37,16 +37,17 @@ def add_photos(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of PHOTOS; default: what it looks like",
     )
-    group.add_argument(
-        "--small-classes",
-        choices=("error", "drop", "vary"),
-        default="error",
-        help="classes with too few photos: refuse (default), leave out, or keep in strongly "
-        "varied views",
-    )
-    group.add_argument(
-        "--min-photos", type=positive, default=2, metavar="N", help="of a class; default 2"
-    )
+    if small_classes:
+        group.add_argument(
+            "--small-classes",
+            choices=("error", "drop", "vary"),
+            default="error",
+            help="classes with too few photos: refuse (default), leave out, or keep in strongly "
+            "varied views",
+        )
+        group.add_argument(
+            "--min-photos", type=positive, default=2, metavar="N", help="of a class; default 2"
+        )
     group.add_argument(
         "--clean", action="store_true", help="Google Landmarks: train_clean.csv, not train.csv"
     )
@@ -64,13 +65,23 @@ def add_photos(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_training(parser: argparse.ArgumentParser, *, results: bool = True) -> None:
-    """Add optimisation and run; results : with what is done with the result."""
-    _add_optimization(parser)
-    _add_run(parser, results)
+def add_training(
+    parser: argparse.ArgumentParser,
+    *,
+    results: bool = True,
+    classifies: bool = True,
+    keeps_photos: bool = True,
+) -> None:
+    """Add optimisation and run.
+
+    results : with what is done with the result. classifies : with what is a classifier's alone.
+    keeps_photos : with where they are kept.
+    """
+    _add_optimization(parser, classifies)
+    _add_run(parser, results, keeps_photos)
 
 
-def _add_optimization(parser: argparse.ArgumentParser) -> None:
+def _add_optimization(parser: argparse.ArgumentParser, classifies: bool) -> None:
     group = parser.add_argument_group("optimisation (defaults: docs/training.md)")
     for name, kind, text in (
         ("epochs", positive, "times that all photos are shown"),
@@ -85,22 +96,36 @@ def _add_optimization(parser: argparse.ArgumentParser) -> None:
         ("clip-norm", float, "longest gradient; 0 clips none"),
         ("label-smoothing", float, "share of the target for all classes"),
     ):
+        if name in ("classifier-factor", "label-smoothing") and not classifies:
+            continue
         group.add_argument(f"--{name}", type=kind, metavar="N", help=text)
     group.add_argument("--optimizer", choices=("sgd", "adamw"))
     group.add_argument("--schedule", choices=("linear", "cosine", "step", "constant"))
     group.add_argument("--sampling", choices=("photos", "classes"), help="how batches are drawn")
 
 
-def _add_run(parser: argparse.ArgumentParser, results: bool) -> None:
+def add_licence(group: Any) -> None:
+    """Add --licence."""
+    group.add_argument(
+        "--licence",
+        metavar="TEXT",
+        help="of the photos, for the weights' metadata, beside that of the weights begun with; "
+        "default: not stated",
+    )
+
+
+def _add_run(parser: argparse.ArgumentParser, results: bool, keeps_photos: bool) -> None:
     group = parser.add_argument_group("run")
+    add_licence(group)
     group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="random_state; default 0")
-    group.add_argument(
-        "--keep-photos",
-        choices=("auto", "ram", "disk", "none"),
-        default="auto",
-        help="where decoded photos are kept",
-    )
+    if keeps_photos:
+        group.add_argument(
+            "--keep-photos",
+            choices=("auto", "ram", "disk", "none"),
+            default="auto",
+            help="where decoded photos are kept",
+        )
     group.add_argument("--checkpoint-every", type=positive, metavar="STEPS")
     group.add_argument("--checkpoint-seconds", type=positive_number, metavar="S")
     group.add_argument("--tensorboard", action="store_true", help="write curves for TensorBoard")
@@ -112,7 +137,7 @@ def _add_run(parser: argparse.ArgumentParser, results: bool) -> None:
 
 
 def optimization_of(arguments: argparse.Namespace) -> Optimization:
-    """Return the trainer's default with what was given."""
+    """Return the trainer's default with what was given; refuse what would have no effect."""
     import dataclasses
 
     from delfsearch.training import (
@@ -129,11 +154,22 @@ def optimization_of(arguments: argparse.Namespace) -> Optimization:
     }
     trainer = trainers.get(arguments.mode, DescriptorTrainer)
     default: Optimization = trainer.default_optimization()
-    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(default)}
+    given = {f.name: getattr(arguments, f.name, None) for f in dataclasses.fields(default)}
     chosen = {name: value for name, value in given.items() if value is not None}
     if chosen.get("clip_norm") == 0:
         chosen["clip_norm"] = None
-    return dataclasses.replace(default, **chosen)
+    result = dataclasses.replace(default, **chosen)
+    for name, of, value in (
+        ("momentum", "optimizer", "sgd"),
+        ("drop_every", "schedule", "step"),
+        ("drop_factor", "schedule", "step"),
+    ):
+        if name in chosen and getattr(result, of) != value:
+            raise CommandError(
+                f"--{name.replace('_', '-')} has no effect with --{of} {getattr(result, of)}: "
+                f"leave it out, or ask for --{of} {value}"
+            )
+    return result
 
 
 def run_options(arguments: argparse.Namespace) -> RunOptions:
@@ -143,7 +179,7 @@ def run_options(arguments: argparse.Namespace) -> RunOptions:
     given = {
         "device": arguments.device,
         "n_jobs": -1 if arguments.threads is None else arguments.threads,
-        "keep_photos": arguments.keep_photos,
+        "keep_photos": getattr(arguments, "keep_photos", None),
         "checkpoint_every": arguments.checkpoint_every,
         "checkpoint_seconds": arguments.checkpoint_seconds,
         "tensorboard": arguments.tensorboard,
@@ -155,6 +191,21 @@ def weights_of(arguments: argparse.Namespace) -> str:
     """Return the weights to begin with, fetched if need be."""
     ensure_weights(arguments.weights)
     return str(arguments.weights)
+
+
+def check_target(target: str, ending: str) -> None:
+    """Refuse a file that could not be written before the work is done for it; make its folder."""
+    if not target.endswith(ending):
+        raise CommandError(f"--out must end in {ending}; got {target}")
+    folder = os.path.dirname(target) or "."
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"cannot write {target}: {error.strerror}: {folder}") from None
+    if os.path.isdir(target):
+        raise CommandError(f"cannot write {target}: it is a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise CommandError(f"cannot write {target}: permission denied: {folder}")
 
 
 def _own_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -191,6 +242,11 @@ def read_labelled(arguments: argparse.Namespace) -> LabelledPhotos:
     library = arguments.format == "library" or (
         arguments.format == "auto" and PhotoFolder.is_one(arguments.photos)
     )
+    if arguments.clean and (library or arguments.format not in ("auto", "google_landmarks")):
+        raise CommandError(
+            "--clean is for Google Landmarks; PHOTOS is read as "
+            f"{'the library' if library else arguments.format}"
+        )
     if library:
         return photos_from_library_folder(arguments.photos, **options)
     if options:

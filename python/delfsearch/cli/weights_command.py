@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delfsearch.cli.common import EXIT_OK, CommandError, ensure_weights, positive_number
-from delfsearch.cli.output import answer, format_bytes
+from delfsearch.cli.output import answer, format_bytes, say
 
 if TYPE_CHECKING:
     from delfsearch.extraction.weights import Weights
@@ -47,7 +47,9 @@ def _add_show(actions: Any) -> argparse.ArgumentParser:
         "normalisation, score, PCA, where they come from, under which licence.",
     )
     parser.add_argument("weights", metavar="NAME|PATH")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object, with every photo trained on"
+    )
     parser.set_defaults(run=_show)
     return parser
 
@@ -98,10 +100,12 @@ def _weights(arguments: argparse.Namespace) -> int:
     if arguments.archive is not None and arguments.fetch is None:
         raise CommandError("--archive says where --fetch NAME takes the weights from; give both")
     if arguments.fetch is not None:
-        if arguments.fetch not in weights.REGISTRY:
+        if arguments.fetch in weights.SHIPPED:
+            say(f"{arguments.fetch} comes with the package: there is nothing to fetch")
+        elif arguments.fetch not in weights.REGISTRY:
             known = ", ".join(weights.REGISTRY)
             raise CommandError(f"there are no weights named {arguments.fetch!r}; known: {known}")
-        if arguments.archive is not None:
+        elif arguments.archive is not None:
             weights.install_archive(arguments.fetch, arguments.archive)
         else:
             ensure_weights(arguments.fetch)
@@ -171,6 +175,8 @@ def _described(weights: Weights) -> dict[str, Any]:
 
 
 def _shown(weights: Weights) -> str:
+    from delfsearch.extraction.pretrained import shortened
+
     told = _described(weights)
     field = told["receptive_field"]
     pca = f"{told['pca_components']} components" if told["pca_components"] else "none"
@@ -183,14 +189,16 @@ def _shown(weights: Weights) -> str:
         "batch norm epsilon": f"{weights.bn_eps:g}",
         "input": f"(RGB - {_listed(weights.input_mean)}) / {_listed(weights.input_std)}",
         "attention": f"yes, times {weights.score_scale:g}" if told["attention"] else "no",
+        "score": weights.score_meaning if told["attention"] else "",
         "PCA": pca,
         "provenance": weights.provenance,
         "licence": weights.licence,
         "sha256": weights.sha256,
     }
     if weights.recipe:
-        lines["recipe"] = json.dumps(weights.recipe)
-    return "\n".join([weights.name, *(f"  {key}: {value}" for key, value in lines.items())])
+        lines["recipe"] = json.dumps(shortened(weights.recipe))
+    shown = (f"  {key}: {value}" for key, value in lines.items() if value)
+    return "\n".join([weights.name, *shown])
 
 
 def _listed(values: tuple[float, ...]) -> str:

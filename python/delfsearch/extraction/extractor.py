@@ -17,11 +17,18 @@ from sklearn.exceptions import NotFittedError
 from delfsearch._validation import check_integer, check_n_jobs, check_real, check_seed
 from delfsearch.errors import PhotoError, WeightsError
 from delfsearch.extraction import pretrained
+from delfsearch.extraction.batches import (
+    MAX_WINDOW,
+    BatchedExtraction,
+    Opened,
+    reduction_on,
+    run_in_windows,
+)
 from delfsearch.extraction.network import N_CHANNELS
 from delfsearch.extraction.photo_lists import check_photos, sample_photos
 from delfsearch.extraction.photos import DEFAULT_MAX_PIXELS, has_texture, open_photo
 from delfsearch.extraction.pipeline import one_torch_thread, run_in_order
-from delfsearch.extraction.pyramid import MIN_SIDE, Level, pyramid, resolve_scales
+from delfsearch.extraction.pyramid import MIN_SIDE, Level, own_level, pyramid, resolve_scales
 from delfsearch.extraction.reduction import PcaReduction, l2_normalize
 from delfsearch.extraction.runtime import Cells, Runtime
 from delfsearch.extraction.selection import Selected, select
@@ -47,13 +54,6 @@ class ScoreLevel(NamedTuple):
     scale: float
     scores: NDArray[np.float32]
     keypoints_xy: NDArray[np.float32]
-
-
-class _Opened(NamedTuple):
-    """size : (width, height) of the original photo. border_cells : left out of its levels."""
-
-    size: tuple[int, int]
-    border_cells: int
 
 
 class DelfExtractor(BaseEstimator):  # type: ignore[misc]
@@ -157,7 +157,7 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
         counts = [0, 0]
 
         def blocks() -> Iterator[NDArray[np.float32]]:
-            for _, result in self._stream_selected(sample):
+            for _, result in self._stream_selected(sample, raw=True):
                 if not isinstance(result, PhotoError):
                     counts[0] += 1
                     counts[1] += len(result[0].features)
@@ -199,11 +199,11 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
         self._check_parameters()
         pca = self._reduction()
         started = logged = time.monotonic()
-        for n, (photo, result) in enumerate(self._stream_selected(photos), start=1):
+        for n, (photo, result) in enumerate(self._stream_selected(photos, pca), start=1):
             if isinstance(result, PhotoError):
                 yield photo, result
             else:
-                yield photo, _to_features(*result, pca)
+                yield photo, _to_features(*result, N_CHANNELS if pca is None else pca.n_components)
             now = time.monotonic()
             if self.verbose > 0 and now - logged > 10.0:
                 logged = now
@@ -218,27 +218,39 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
         """
         check_integer(n_photos, "n_photos", minimum=0)
         self._check_parameters()
-        runtime, n_workers = self._runtime(), self._n_workers()
         side = 1024 if self.max_side is None else self.max_side
         width, height = image_size or (side, side * 3 // 4)
         ratio = min(1.0, side / max(width, height)) if self.max_side is not None else 1.0
-        n_pixels = max(1, round(width * ratio)) * max(1, round(height * ratio))
+        size = max(1, round(width * ratio)), max(1, round(height * ratio))
+        if self._runtime().device.type != "cpu":
+            return n_photos * self._timed_windows(size)
         generator = np.random.default_rng(0)
         trial = generator.integers(0, 256, _TRIAL_SHAPE, np.uint8)
-        seconds = [self._timed_extraction(runtime, trial) for _ in range(3)]
+        seconds = [self._timed_extraction(trial) for _ in range(3)]
         per_pixel = min(seconds[1:]) / (_TRIAL_SHAPE[0] * _TRIAL_SHAPE[1])
-        return n_photos * n_pixels * per_pixel / min(n_workers, os.cpu_count() or 1)
+        n_workers = min(self._n_workers(), os.cpu_count() or 1)
+        return n_photos * size[0] * size[1] * per_pixel / n_workers
 
-    def _timed_extraction(self, runtime: Runtime, photo: NDArray[np.uint8]) -> float:
-        """Return the seconds that one photo takes on one thread."""
-        # CPU time where the work is the processor's: other load must not enter the estimate.
-        clock = time.thread_time if runtime.device.type == "cpu" else time.perf_counter
+    def _timed_extraction(self, photo: NDArray[np.uint8]) -> float:
+        """Return the seconds that one photo takes on one thread of the processor."""
+        runtime = self._runtime()
         with one_torch_thread():
-            start = clock()
+            start = time.thread_time()  # not the clock: other load must not enter the estimate
             size, levels = self._read(photo)
             cells = [runtime.cells(level, size, best=self.max_features) for level in levels]
             select(cells, max_features=self.max_features, iou_threshold=1.0)
-            return clock() - start
+            return time.thread_time() - start
+
+    def _timed_windows(self, size: tuple[int, int]) -> float:
+        """Return the seconds that one photo among many takes on a GPU."""
+        photo = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+        seconds = 0.0
+        for _ in range(2):  # the first time kernels are chosen and memory is taken
+            start = time.perf_counter()
+            for _result in self._stream_selected([photo] * (2 * MAX_WINDOW), raw=True):
+                pass
+            seconds = time.perf_counter() - start
+        return seconds / (2 * MAX_WINDOW)
 
     def score_map(self, photo: Any) -> list[ScoreLevel]:
         """Return the scores of all cells of a photo, one ScoreLevel per pyramid scale.
@@ -248,14 +260,15 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
         self._check_parameters()
         runtime = self._runtime()
         size, levels = self._read(photo)
-        return [
-            ScoreLevel(
-                level.scale,
-                runtime.score_grid(level),
-                runtime.geometry(level.image.size, size)[0],
-            )
-            for level in levels
-        ]
+        with one_torch_thread():  # as transform does, for the same scores
+            return [
+                ScoreLevel(
+                    level.scale,
+                    runtime.score_grid(level),
+                    runtime.geometry(level.size, size)[0],
+                )
+                for level in levels
+            ]
 
     def get_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Return what an index keeps to extract in the same way later: parameters and arrays.
@@ -407,14 +420,14 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
         return opened.size, levels
 
     def _stream_selected(
-        self, photos: Iterable[Any]
+        self, photos: Iterable[Any], pca: PcaReduction | None = None, *, raw: bool = False
     ) -> Iterator[tuple[Any, tuple[Selected, tuple[int, int]] | PhotoError]]:
-        """Yield (photo, (its selected cells, its size)) in order."""
+        """Yield (photo, (its selected cells, its size)) in order, reduced if not raw."""
         runtime = self._runtime()
         # Without suppression only the best max_features of a level can be among the photo's.
         best = self.max_features if self.iou_threshold == 1.0 else None
 
-        def compute(photo: _Opened, level: Level) -> Cells:
+        def compute(photo: Opened, level: Level) -> Cells:
             return runtime.cells(
                 level,
                 photo.size,
@@ -423,22 +436,37 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
                 border_cells=photo.border_cells,
             )
 
-        def read(photo: Any) -> tuple[_Opened, list[Level]]:
+        def read(photo: Any) -> tuple[Opened, list[Level]]:
             size, levels = self._read(photo)
-            inner = any(runtime.n_inner_cells(level, self.border_cells) for level in levels)
-            opened = _Opened(size, self.border_cells if inner else 0)
-            # Looked for at the photo's own scale, or just below: enlarging smooths.
-            own = [level for level in levels if level.scale <= 1.0] or levels[:1]
-            return opened, levels if has_texture(own[-1].image) else []
+            inner = any(runtime.n_inner_cells(level.size, self.border_cells) for level in levels)
+            opened = Opened(size, self.border_cells if inner else 0)
+            return opened, levels if has_texture(own_level(levels).rgb) else []
 
-        def finish(photo: _Opened, cells: list[Cells]) -> tuple[Selected, tuple[int, int]]:
+        def finish(photo: Opened, cells: list[Cells]) -> tuple[Selected, tuple[int, int]]:
             if not cells:
                 return Selected.none(), photo.size
             selected = select(
                 cells, max_features=self.max_features, iou_threshold=self.iou_threshold
             )
-            return selected, photo.size
+            if raw or not len(selected.features):
+                return selected, photo.size
+            reduce = l2_normalize if pca is None else pca.transform
+            return selected._replace(features=reduce(selected.features)), photo.size
 
+        if runtime.device.type != "cpu":
+            return run_in_windows(
+                photos,
+                read=read,
+                extraction=BatchedExtraction(
+                    runtime,
+                    max_features=self.max_features,
+                    iou_threshold=self.iou_threshold,
+                    score_threshold=self.score_threshold,
+                    best=best,
+                    finish=None if raw else reduction_on(runtime.device, pca),
+                ),
+                n_readers=check_n_jobs(self.n_jobs) or os.cpu_count() or 1,
+            )
         return run_in_order(
             photos, read=read, compute=compute, finish=finish, n_workers=self._n_workers()
         )
@@ -447,15 +475,12 @@ class DelfExtractor(BaseEstimator):  # type: ignore[misc]
 _LOADING = threading.Lock()
 
 
-def _to_features(
-    selected: Selected, size: tuple[int, int], pca: PcaReduction | None
-) -> LocalFeatures:
+def _to_features(selected: Selected, size: tuple[int, int], n_components: int) -> LocalFeatures:
     if len(selected.features) == 0:
-        return LocalFeatures.empty(N_CHANNELS if pca is None else len(pca.components_), size)
-    reduced = l2_normalize(selected.features) if pca is None else pca.transform(selected.features)
+        return LocalFeatures.empty(n_components, size)
     return LocalFeatures(
         keypoints_xy=selected.keypoints_xy,
-        descriptors=reduced,
+        descriptors=selected.features,
         scores=selected.scores,
         scales=selected.scales,
         image_size=size,

@@ -24,7 +24,7 @@ receptive_field.py. slim16 and delg16 compute the features of slim and delg and 
 
 ResNet50Conv4 is the reference: unfused, NCHW, trainable, torchvision's tensor names. FoldedTrunk
 is for inference: batch normalisation and input normalisation folded into the convolutions,
-channels_last, ReLU and residual additions fused into the convolutions where oneDNN can.
+channels_last, ReLU and residual additions fused into the convolutions where oneDNN or cuDNN can.
 """
 
 from __future__ import annotations
@@ -230,67 +230,116 @@ class FoldedTrunk:
             if unit.projects:
                 name = f"{unit.prefix}.downsample"
                 put(name, *_fold(tensors, f"{name}.0", f"{name}.1", bn_eps))
-        self.fused = self.device.type == "cpu" and _fusion_works(dtype)
+        self.fused = fused_operators(self.device, dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return (1, 1024, h', w') features of dtype, channels_last."""
+        """Return (n, 1024, h', w') features of dtype, channels_last."""
+        if self.device.type == "cuda" and self.dtype == torch.float32:
+            # Without this a GPU rounds float32 factors to 11 bits (TF32).
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                return self._run(x)
+        return self._run(x)
+
+    def _run(self, x: Tensor) -> Tensor:
         x = x.to(self.device, self.dtype, memory_format=torch.channels_last)
-        x = self._conv_relu("conv1", _pad_conv1(x, self.layout), 2, _conv1_padding(self.layout))
+        x = self.conv_relu("conv1", _pad_conv1(x, self.layout), 2, _conv1_padding(self.layout))
         x = _pool(x, self.layout)
         for unit in self.units:
-            prefix, stride = unit.prefix, unit.stride_1x1 * unit.stride_3x3
-            y = self._conv_relu(f"{prefix}.conv1", x, unit.stride_1x1, 0)
-            y = self._conv_relu(f"{prefix}.conv2", y, unit.stride_3x3, 1)
-            if unit.projects:
-                x = F.conv2d(x, *self._weights[f"{prefix}.downsample"], stride)
-            elif stride > 1:
-                x = x[:, :, ::stride, ::stride].contiguous(memory_format=torch.channels_last)
-            x = self._conv_add_relu(f"{prefix}.conv3", y, x)
+            y = self.conv_relu(f"{unit.prefix}.conv1", x, unit.stride_1x1, 0)
+            y = self.conv_relu(f"{unit.prefix}.conv2", y, unit.stride_3x3, 1)
+            x = self.conv_add_relu(f"{unit.prefix}.conv3", y, self.shortcut(unit, x))
         return x
 
-    def _conv_relu(self, name: str, x: Tensor, stride: int, padding: int) -> Tensor:
-        if self.fused:
-            return _fused_conv_relu(x, *self._weights[name], stride, padding)
+    def shortcut(self, unit: Unit, x: Tensor) -> Tensor:
+        """Return what a unit adds to its last convolution: x itself, thinned out or projected."""
+        stride = unit.stride_1x1 * unit.stride_3x3
+        if unit.projects:
+            return F.conv2d(x, *self._weights[f"{unit.prefix}.downsample"], stride)
+        if stride > 1:
+            return x[:, :, ::stride, ::stride].contiguous(memory_format=torch.channels_last)
+        return x
+
+    def conv_relu(
+        self, name: str, x: Tensor, stride: int, padding: int | tuple[int, int]
+    ) -> Tensor:
+        """Return ReLU of the named convolution of x; padding : of both axes, or (rows, columns)."""
+        if self.fused is not None:
+            sides = [padding] * 2 if isinstance(padding, int) else list(padding)
+            return self.fused.conv_relu(x, *self._weights[name], stride, sides)
         return F.conv2d(x, *self._weights[name], stride, padding).relu_()
 
-    def _conv_add_relu(self, name: str, x: Tensor, shortcut: Tensor) -> Tensor:
-        if self.fused:
-            return _fused_conv_add_relu(shortcut, x, *self._weights[name])
+    def conv_add_relu(self, name: str, x: Tensor, shortcut: Tensor) -> Tensor:
+        """Return ReLU of the named convolution of x plus shortcut, whose memory may be reused."""
+        if self.fused is not None:
+            return self.fused.conv_add_relu(shortcut, x, *self._weights[name])
         return F.conv2d(x, *self._weights[name]).add_(shortcut).relu_()
 
 
-# The operators that torch.compile itself emits for convolutions on a CPU. They are not public, so
-# _fusion_works() tries them first, and the public operators take over where it says no.
-def _fused_conv_relu(x: Tensor, kernel: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
-    return torch.ops.mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
-        x, kernel, bias, [padding] * 2, [stride] * 2, [1, 1], 1, "relu", [], ""
-    )
+class _OneDnn:
+    """The operators that torch.compile itself emits for convolutions on a CPU."""
+
+    @staticmethod
+    def conv_relu(
+        x: Tensor, kernel: Tensor, bias: Tensor, stride: int, padding: list[int]
+    ) -> Tensor:
+        return torch.ops.mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
+            x, kernel, bias, padding, [stride] * 2, [1, 1], 1, "relu", [], ""
+        )
+
+    @staticmethod
+    def conv_add_relu(shortcut: Tensor, x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+        return torch.ops.mkldnn._convolution_pointwise_.binary(  # type: ignore[no-any-return]
+            shortcut, x, kernel, bias, [0, 0], [1, 1], [1, 1], 1, "add", 1.0, "relu", [], None
+        )
 
 
-def _fused_conv_add_relu(shortcut: Tensor, x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    return torch.ops.mkldnn._convolution_pointwise_.binary(  # type: ignore[no-any-return]
-        shortcut, x, kernel, bias, [0, 0], [1, 1], [1, 1], 1, "add", 1.0, "relu", [], None
-    )
+class _CuDnn:
+    """The operators that TorchScript emits for frozen convolutions on a GPU."""
+
+    @staticmethod
+    def conv_relu(
+        x: Tensor, kernel: Tensor, bias: Tensor, stride: int, padding: list[int]
+    ) -> Tensor:
+        return torch.cudnn_convolution_relu(x, kernel, bias, [stride] * 2, padding, [1, 1], 1)
+
+    @staticmethod
+    def conv_add_relu(shortcut: Tensor, x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+        return torch.cudnn_convolution_add_relu(
+            x, kernel, shortcut, 1.0, bias, [1, 1], [0, 0], [1, 1], 1
+        )
 
 
-def _fusion_works(dtype: torch.dtype) -> bool:
-    """Whether this torch and this processor have the fused operators, and they compute the same."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
+def fused_operators(
+    device: torch.device, dtype: torch.dtype
+) -> type[_OneDnn] | type[_CuDnn] | None:
+    """Return the fused operators that this torch has for a device and that compute the same.
+
+    They are not public: where there are none, or they fail, the public ones take over.
+    """
+    operators: type[_OneDnn] | type[_CuDnn]
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        operators = _OneDnn
+    elif device.type == "cuda" and torch.backends.cudnn.is_available():  # type: ignore[no-untyped-call]
+        operators = _CuDnn
+    else:
+        return None
     n = 16 * 5 * 7
     x = (torch.arange(n).remainder(13).reshape(1, 16, 5, 7) - 6) / 8
     kernel = (torch.arange(8 * 16).remainder(11).reshape(8, 16, 1, 1) - 5) / 8
     bias = (torch.arange(8) - 4) / 4
-    x, kernel, bias = (t.to(dtype) for t in (x, kernel, bias))
+    x, kernel, bias = (t.to(device, dtype) for t in (x, kernel, bias))
     x, kernel = (t.contiguous(memory_format=torch.channels_last) for t in (x, kernel))
     shortcut = x[:, :8].contiguous(memory_format=torch.channels_last)
     plain = F.conv2d(x, kernel, bias)
     try:
-        relu = _fused_conv_relu(x, kernel, bias, 1, 0)
-        added = _fused_conv_add_relu(shortcut.clone(), x, kernel, bias)
+        relu = operators.conv_relu(x, kernel, bias, 1, [0, 0])
+        added = operators.conv_add_relu(shortcut.clone(), x, kernel, bias)
     except (AttributeError, RuntimeError, NotImplementedError):
-        return False
+        return None
     tolerance = 1e-5 if dtype == torch.float32 else 0.1
-    return torch.allclose(relu, plain.relu(), atol=tolerance, rtol=tolerance) and torch.allclose(
+    if device.type == "cuda" and dtype == torch.float32:
+        tolerance = 1e-2  # a GPU may round the factors to TF32
+    same = torch.allclose(relu, plain.relu(), atol=tolerance, rtol=tolerance) and torch.allclose(
         added, (plain + shortcut).relu(), atol=tolerance, rtol=tolerance
     )
+    return operators if same else None

@@ -68,13 +68,13 @@ def open_photo(
     raise PhotoError(f"photo must be a path, a PIL image or an array; got {type(photo).__name__}")
 
 
-def has_texture(image: Image.Image) -> bool:
-    """Whether an RGB photo has any detail: one pixel pair in a thousand differs by over 3 levels.
+def has_texture(rgb: NDArray[np.uint8]) -> bool:
+    """Whether a photo (h, w, 3) has any detail: one pixel pair in 1,000 differs by over 3 levels.
 
     Blank pages, closed lenses and smooth gradients have none. A network answers them with the
     pattern of its own padding, which looks the same in all of them and would match.
     """
-    grey = np.asarray(image.convert("L"), np.int16)
+    grey = np.asarray(Image.fromarray(rgb).convert("L"), np.int16)
     edges = sum(
         int(np.count_nonzero(np.abs(np.diff(grey, axis=axis)) > _FLAT_DIFFERENCE))
         for axis in (0, 1)

@@ -1,7 +1,7 @@
 """Reading on some threads, computing on others, results in order, a bounded number in flight.
 
-The threads live as long as one stream, so a process may fork between calls. Each computing thread
-limits torch to itself alone; the limit of the rest of the process is put back at once.
+The threads live as long as one stream, so a process may fork between calls. Each thread limits
+torch to itself alone; the limit of the rest of the process is put back at once.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def run_in_order(
     n_readers = 1 + n_workers // 4
     window = n_workers + n_readers + 1
     source = iter(items)
-    computing = _single_threaded_torch_pool(n_workers)
-    reading = ThreadPoolExecutor(n_readers, thread_name_prefix="delfsearch-read")
+    computing = single_threaded_torch_pool(n_workers, "delfsearch-compute")
+    reading = single_threaded_torch_pool(n_readers, "delfsearch-read")
     pending: deque[tuple[Item, Future[tuple[Context, list[Future[Piece]]]]]] = deque()
 
     def read_and_submit(item: Item) -> tuple[Context, list[Future[Piece]]]:
@@ -74,7 +74,7 @@ def run_in_order(
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
     """Limit torch to one thread on the calling thread, and put its limit back."""
-    before = torch.get_num_threads()
+    before = torch.get_num_threads()  # also begins torch's use on this thread, see limit below
     torch.set_num_threads(1)
     try:
         yield
@@ -82,16 +82,19 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _single_threaded_torch_pool(n_workers: int) -> ThreadPoolExecutor:
+def single_threaded_torch_pool(n_workers: int, name: str) -> ThreadPoolExecutor:
     """Return a pool whose threads are all running, torch limited to one thread in each of them."""
     before = torch.get_num_threads()
     started = threading.Barrier(n_workers + 1)
 
     def limit() -> None:
+        # A thread's first use of torch takes over the number that new threads begin with, and would
+        # forget a limit set before it.
+        torch.get_num_threads()
         torch.set_num_threads(1)
         started.wait()
 
-    pool = ThreadPoolExecutor(n_workers, "delfsearch-compute", initializer=limit)
+    pool = ThreadPoolExecutor(n_workers, name, initializer=limit)
     for _ in range(n_workers):
         pool.submit(int)
     started.wait()

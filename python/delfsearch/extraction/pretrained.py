@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
 _LIBRARY, _FORMAT = "delfsearch", 1
+_LONGEST_SHOWN = 10  # of a recipe's lists: scales, gammas
 # What belongs to the machine or to fit, not to the features: not kept.
 _NOT_KEPT = ("weights", "device", "n_jobs", "verbose", "random_state", "n_fit_photos")
 
@@ -132,6 +133,8 @@ def model_card(weights: Weights, *, dtype: str = "float32") -> str:
     """Return the README.md of weights: what they are, where from, under which licence."""
     field = weights.receptive_field
     score = "attention" if weights.attention else "L2 norm (there is no attention head)"
+    if weights.attention and weights.score_meaning:
+        score += f": {weights.score_meaning}"
     pca = f"{len(weights.pca['pca.components'])} components" if weights.pca else "none: call `fit`"
     rows = {
         "network": f"ResNet50 to conv4_x, stride layout `{weights.layout}`",
@@ -157,9 +160,22 @@ def model_card(weights: Weights, *, dtype: str = "float32") -> str:
         f"## Licence\n{weights.licence}\n",
     ]
     if weights.recipe:
-        recipe = json.dumps(weights.recipe, indent=2, ensure_ascii=False)
-        parts.append(f"## Training\n```json\n{recipe}\n```\n")
+        recipe = json.dumps(shortened(weights.recipe), indent=2, ensure_ascii=False)
+        parts.append(
+            f"## Training\nIn full in the metadata of `{MODEL_FILE}`.\n```json\n{recipe}\n```\n"
+        )
     return "\n".join(parts)
+
+
+def shortened(recipe: Any) -> Any:
+    """Return a recipe for people to read: of long lists, as of photos, their number."""
+    if isinstance(recipe, Mapping):
+        return {key: shortened(value) for key, value in recipe.items()}
+    if isinstance(recipe, (list, tuple)):
+        if len(recipe) > _LONGEST_SHOWN:
+            return f"{len(recipe)} entries"
+        return [shortened(value) for value in recipe]
+    return recipe
 
 
 def _listed(values: tuple[float, ...]) -> str:

@@ -108,15 +108,20 @@ class PcaReduction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         """Return X (n, d) reduced to (n, n_components), rows of length 1, in X's precision."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        components = self.projection().astype(X.dtype)
+        projected = l2_normalize(X) @ components.T
+        projected -= components @ self.mean_.astype(X.dtype)
+        return l2_normalize(projected)
+
+    def projection(self) -> NDArray[np.float64]:
+        """Return (n_components, d), what rows of length 1, less the mean, are multiplied by."""
+        check_is_fitted(self)
         components = self.components_
         if self.whiten:
             deviation = np.sqrt(self.explained_variance_)
             floor = max(float(deviation.max(initial=0.0)) * 1e-6, np.finfo(np.float32).tiny)
             components = components / np.maximum(deviation, floor)[:, None]
-        components = components.astype(X.dtype)
-        projected = l2_normalize(X) @ components.T
-        projected -= components @ self.mean_.astype(X.dtype)
-        return l2_normalize(projected)
+        return components
 
     def to_arrays(self) -> dict[str, NDArray[np.float32]]:
         """Return what transform needs, as float32 arrays; from_arrays restores it."""

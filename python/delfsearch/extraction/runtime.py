@@ -6,9 +6,10 @@ photo's features do not depend on n_jobs, on the other photos, or on the order o
 
 from __future__ import annotations
 
+import functools
 import platform
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from delfsearch.extraction.network import FoldedTrunk, layers
 from delfsearch.extraction.pyramid import Level
 from delfsearch.extraction.receptive_field import receptive_field, to_photo_pixels
 from delfsearch.extraction.scores import Scorer
+from delfsearch.extraction.strips import features_in_strips
 from delfsearch.extraction.weights import Weights
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -66,29 +68,55 @@ def resolve_device(device: str) -> torch.device:
         raise ValueError(
             f"device must be 'auto', 'cpu' or another torch device; got {device!r}"
         ) from None
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r} needs a GPU that torch sees; use device='auto'")
+    if not _is_there(resolved):
+        raise ValueError(
+            f"device={device!r} is not there: torch sees {', '.join(_devices_here())}; use one of "
+            "these, or device='auto'"
+        )
     return resolved
+
+
+def _is_there(device: torch.device) -> bool:
+    if device.type == "cuda":  # asked without beginning to use it
+        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, ImportError):  # as each of torch's backends says it
+        return False
+    return True
+
+
+def _devices_here() -> list[str]:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    return ["cpu", *(f"cuda:{i}" for i in range(gpus)), *mps]
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     """Turn "auto", "fp32" or "bf16" into a dtype that the device has.
 
-    "auto" is bf16 on x86 processors that multiply it in hardware (benchmarks/extraction.py prints
-    what it costs in accuracy), fp32 elsewhere.
+    "auto" is bf16 on x86 processors and GPUs that multiply it in hardware (benchmarks/extraction.py
+    prints what it costs in accuracy), fp32 elsewhere.
     """
     check_choice(precision, "precision", PRECISIONS)
     if precision == "fp32":
         return torch.float32
-    on_cpu = device.type == "cpu"
-    available = processor_has_bf16() if on_cpu else device.type == "cuda"
+    on_gpu = device.type == "cuda"
+    available = on_gpu or (device.type == "cpu" and processor_has_bf16())
     if precision == "bf16" and not available:
+        if device.type != "cpu":
+            raise ValueError(
+                f"precision='bf16' needs a CUDA GPU or a processor; got device {device.type!r}: "
+                "use precision='auto' or 'fp32'"
+            )
         raise ValueError(
             f"precision='bf16' needs a processor with AVX512_BF16, AMX or Arm BF16; this one "
             f"({platform.machine()}) has none: use precision='auto' or 'fp32'"
         )
-    if precision == "auto" and not (on_cpu and platform.machine() in ("x86_64", "AMD64")):
-        available = False
+    if precision == "auto" and on_gpu:
+        available = torch.cuda.get_device_capability(device)[0] >= 8  # older ones emulate it
+    elif precision == "auto":
+        available = available and platform.machine() in ("x86_64", "AMD64")
     return torch.bfloat16 if available else torch.float32
 
 
@@ -100,7 +128,6 @@ class Runtime:
         self.device = resolve_device(device)
         self.dtype = resolve_precision(precision, self.device)
         self.layers = layers(weights.layout)
-        self.scorer = Scorer(score, weights.attention, self.device, score_scale=weights.score_scale)
         self.trunk = FoldedTrunk(
             weights.tensors,
             weights.layout,
@@ -109,12 +136,31 @@ class Runtime:
             dtype=self.dtype,
             device=str(self.device),
         )
-        self._mean = torch.tensor(weights.input_mean, device=self.device)[None, :, None, None]
+        self.scorer = Scorer(
+            score,
+            weights.attention,
+            self.device,
+            score_scale=weights.score_scale,
+            dtype=self.dtype,
+        )
+        self._mean = torch.tensor(weights.input_mean, device=self.device)
+        self._field = functools.lru_cache(maxsize=4096)(
+            functools.partial(receptive_field, self.layers)
+        )
 
     def dense(self, rgb: NDArray[np.uint8]) -> Tensor:
         """Return the raw features (h', w', 1024) of an image (h, w, 3), in the trunk's dtype."""
-        x = torch.from_numpy(rgb).to(self.device).permute(2, 0, 1)[None].float()
-        return self.trunk(x.sub_(self._mean))[0].permute(1, 2, 0)
+        image = torch.from_numpy(rgb)
+        if self.device.type == "cpu":
+            return features_in_strips(self.trunk, image, self._mean)[0].permute(1, 2, 0)
+        return self.dense_batch(image[None])[0]
+
+    def dense_batch(self, rgb: Tensor) -> Tensor:
+        """Return the raw features (n, h', w', 1024) of images (n, h, w, 3) uint8 of one size."""
+        rgb = rgb.to(self.device)
+        x = torch.empty(rgb.shape, dtype=self.dtype, device=self.device)
+        torch.sub(rgb, self._mean, out=x)  # in float32, rounded once, without a copy between
+        return self.trunk(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def cells(
         self,
@@ -131,45 +177,75 @@ class Runtime:
         columns along each edge of the grid are left out.
         """
         with torch.inference_mode():
-            grid = self.dense(np.array(level.image))
-            inner = _inner_rows(grid.shape[0], grid.shape[1], border_cells)
-            features = grid.flatten(0, 1)
-            scores = self.scorer(features)
-            rows = inner[_select(scores.cpu().numpy()[inner], score_threshold, best)]
+            features = self.dense(level.rgb).flatten(0, 1)
+            rows, found = self.candidates(
+                level.scale,
+                level.size,
+                photo_size,
+                self.scorer(features).cpu().numpy(),
+                score_threshold=score_threshold,
+                best=best,
+                border_cells=border_cells,
+            )
             kept = torch.from_numpy(rows).to(self.device)
-            values = features[kept].float().cpu().numpy()
-        grid_xy, half_box = self.geometry(level.image.size, photo_size)
-        return Cells(
-            scale=level.scale,
-            keypoints_xy=grid_xy.reshape(-1, 2)[rows],
+            return found._replace(features=features[kept].float().cpu().numpy())
+
+    def candidates(
+        self,
+        scale: float,
+        level_size: tuple[int, int],
+        photo_size: tuple[int, int],
+        scores: NDArray[np.float32],
+        *,
+        score_threshold: float | None,
+        best: int | None,
+        border_cells: int,
+    ) -> tuple[NDArray[np.int64], Cells]:
+        """Return the rows of the cells that `cells` keeps, given all scores, and them bare.
+
+        Without features: (n, 0).
+        """
+        (x, y), half_box = self._axes(level_size, photo_size)
+        inner = _inner_rows(len(y), len(x), border_cells)
+        rows = inner[_select(scores[inner], score_threshold, best)]
+        return rows, Cells(
+            scale=scale,
+            keypoints_xy=np.stack([x[rows % len(x)], y[rows // len(x)]], axis=1),
             half_box=half_box,
-            scores=scores.cpu().numpy()[rows],
-            features=values,
+            scores=scores[rows],
+            features=np.zeros((len(rows), 0), np.float32),
         )
 
-    def n_inner_cells(self, level: Level, border_cells: int) -> int:
+    def n_inner_cells(self, level_size: tuple[int, int], border_cells: int) -> int:
         """Return how many cells of a level `cells` chooses from."""
-        sides = [receptive_field(self.layers, side).n_cells for side in level.image.size]
+        sides = [self._field(side).n_cells for side in level_size]
         return max(0, sides[0] - 2 * border_cells) * max(0, sides[1] - 2 * border_cells)
 
     def score_grid(self, level: Level) -> NDArray[np.float32]:
         """Return the scores (h', w') of all cells of a level."""
         with torch.inference_mode():
-            grid: NDArray[np.float32] = self.scorer(self.dense(np.array(level.image))).cpu().numpy()
+            grid: NDArray[np.float32] = self.scorer(self.dense(level.rgb)).cpu().numpy()
         return grid
 
     def geometry(
         self, level_size: tuple[int, int], photo_size: tuple[int, int]
     ) -> tuple[NDArray[np.float32], tuple[float, float]]:
         """Return the cells' centres (h', w', 2) and half box sides (x, y), in photo pixels."""
-        axes: list[NDArray[Any]] = []
+        (x, y), half_box = self._axes(level_size, photo_size)
+        return np.stack(np.meshgrid(x, y), axis=-1), half_box
+
+    def _axes(
+        self, level_size: tuple[int, int], photo_size: tuple[int, int]
+    ) -> tuple[list[NDArray[np.float32]], tuple[float, float]]:
+        """Return the x of the grid's columns and the y of its rows, and half box sides."""
+        axes: list[NDArray[np.float32]] = []
         halves = []
         for level_side, photo_side in zip(level_size, photo_size):
-            field = receptive_field(self.layers, level_side)
-            axes.append(to_photo_pixels(field.centres(), level_side, photo_side))
+            field = self._field(level_side)
+            centres = to_photo_pixels(field.centres(), level_side, photo_side)
+            axes.append(centres.astype(np.float32))
             halves.append(field.size * photo_side / level_side / 2)
-        x, y = np.meshgrid(axes[0], axes[1])
-        return np.stack([x, y], axis=-1).astype(np.float32), (halves[0], halves[1])
+        return axes, (halves[0], halves[1])
 
 
 def _inner_rows(height: int, width: int, border: int) -> NDArray[np.int64]:
@@ -186,6 +262,10 @@ def _select(
     """Return the rows to keep, rising: those that reach the threshold, of these the best."""
     rows = np.arange(len(scores)) if threshold is None else np.flatnonzero(scores >= threshold)
     if best is not None and len(rows) > best:
-        order = np.argsort(-scores[rows], kind="stable")[:best]
-        rows = np.sort(rows[order])
+        values = scores[rows]
+        least = np.partition(values, len(values) - best)[len(values) - best]
+        wanted = values > least
+        ties = np.flatnonzero(values == least)
+        wanted[ties[: best - np.count_nonzero(wanted)]] = True
+        rows = rows[wanted]
     return rows.astype(np.int64)

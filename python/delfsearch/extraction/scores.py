@@ -1,9 +1,10 @@
 """Keypoint scores: L2 norm of the feature, attention, or their product. Source: Sec. 3.3.
 
 The attention head is a 1x1 convolution to 512 channels with ReLU and a 1x1 convolution to one, with
-softplus on top, on the raw conv4_x features (as the official code does); both run in float32. The
-weights' score_scale multiplies it, so that the threshold beta can have a stated meaning. Heads of
-DELG may have one 1x1 convolution to 1,024 channels with ReLU ahead, its autoencoder.
+softplus on top, on the raw conv4_x features (as the official code does). The hidden layers run in
+the precision of the network, the last one and the norm in float32. The weights' score_scale
+multiplies it, so that the threshold beta can have a stated meaning. Heads of DELG may have one 1x1
+convolution to 1,024 channels with ReLU ahead, its autoencoder.
 """
 
 from __future__ import annotations
@@ -46,12 +47,16 @@ class Scorer:
         device: torch.device,
         *,
         score_scale: float = 1.0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.score = resolve_score(score, bool(attention))
         self.score_scale = score_scale
+        self.dtype = dtype  # of the hidden layers
         # A 1x1 convolution is a linear map per cell: kernels (out, in, 1, 1) become (out, in).
         self._head = {
-            key.removeprefix("attention."): value.to(device).reshape(value.shape[:2])
+            key.removeprefix("attention."): value.to(
+                device, torch.float32 if "conv2" in key else dtype
+            ).reshape(value.shape[:2])
             for key, value in attention.items()
         }
 
@@ -60,11 +65,11 @@ class Scorer:
         if self.score == "l2":
             return self._l2(features)
         head = self._head
-        hidden = features.float()
+        hidden = features.to(self.dtype)
         if "conv0.weight" in head:
             hidden = F.linear(hidden, head["conv0.weight"], head["conv0.bias"]).relu_()
         hidden = F.linear(hidden, head["conv1.weight"], head["conv1.bias"]).relu_()
-        logits = F.linear(hidden, head["conv2.weight"], head["conv2.bias"])
+        logits = F.linear(hidden.float(), head["conv2.weight"], head["conv2.bias"])
         attention = F.softplus(logits[..., 0]) * self.score_scale
         return attention * self._l2(features) if self.score == "l2*attention" else attention
 

@@ -63,6 +63,7 @@ MODEL_FILE = "model.safetensors"  # of a folder in the Hugging Face habit, see p
 _PCA_NAMES = ("pca.mean", "pca.components", "pca.explained_variance")
 _ATTENTION_NAMES = tuple(f"attention.conv{i}.{part}" for i in (1, 2) for part in ("weight", "bias"))
 _EXPANSION_NAMES = ("attention.conv0.weight", "attention.conv0.bias")
+_VARIANCES = ("running_var", "pca.explained_variance")
 # What a whole ResNet50 has beyond conv4_x; anything else is an error.
 _IGNORED_PREFIXES = ("layer4.", "fc.")
 
@@ -76,7 +77,8 @@ class Weights:
     (x - mean) / std. attention, pca : the optional parts, empty where absent; a PCA without
     variances has zeros for them. sha256 : of names and contents of all tensors, whatever the file
     format. score_scale : the attention score is softplus times this, which gives the threshold
-    beta its meaning. recipe : how they were trained, any JSON object.
+    beta its meaning. score_meaning : what that attention score then is, in words, "" where nobody
+    said. recipe : how they were trained, any JSON object.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Weights:
     provenance: str
     licence: str
     score_scale: float = 1.0
+    score_meaning: str = ""
     recipe: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -113,6 +116,7 @@ class Weights:
             "provenance": self.provenance,
             "licence": self.licence,
             "score_scale": self.score_scale,
+            "score_meaning": self.score_meaning,
             "recipe": self.recipe,
         }
 
@@ -216,6 +220,11 @@ def make_weights(
     for key in sorted(known & set(arrays)):
         if arrays[key].dtype.kind != "f" or not np.isfinite(arrays[key]).all():
             raise WeightsError(f"{shown}: {key} must hold finite floats")
+        if key.endswith(_VARIANCES) and (arrays[key] < 0).any():
+            raise WeightsError(
+                f"{shown}: {key} holds variances, which must be at least 0; got "
+                f"{float(arrays[key].min()):g}"
+            )
     part = _part_reader(arrays, shown)
     pca, attention = part(_PCA_NAMES), {**part(_EXPANSION_NAMES), **part(_ATTENTION_NAMES)}
     _check_head(attention, shown)
@@ -258,6 +267,7 @@ def _check_meta(meta: Mapping[str, Any], shown: str) -> dict[str, Any]:
         "provenance": str(meta["provenance"]),
         "licence": str(meta.get("licence", "unknown")),
         "score_scale": numbers("score_scale", meta.get("score_scale", 1.0), 1, True)[0],
+        "score_meaning": str(meta.get("score_meaning", "")),
         "recipe": recipe,
     }
 
@@ -267,7 +277,7 @@ def _check_head(attention: Mapping[str, NDArray[Any]], shown: str) -> None:
         return
     if "attention.conv1.weight" not in attention:
         raise WeightsError(f"{shown} hold 'attention.conv0.weight' but lack the head behind it")
-    width = len(attention["attention.conv1.weight"])
+    width = _n_rows(attention, "attention.conv1.weight", (N_CHANNELS, 1, 1), shown)
     expected: dict[str, tuple[int, ...]] = {
         "attention.conv0.weight": (N_CHANNELS, N_CHANNELS, 1, 1),
         "attention.conv0.bias": (N_CHANNELS,),
@@ -284,7 +294,7 @@ def _check_head(attention: Mapping[str, NDArray[Any]], shown: str) -> None:
 def _check_pca(pca: Mapping[str, NDArray[Any]], shown: str) -> None:
     if not pca:
         return
-    n = len(pca["pca.components"])
+    n = _n_rows(pca, "pca.components", (N_CHANNELS,), shown)
     expected: dict[str, tuple[int, ...]] = {
         "pca.mean": (N_CHANNELS,),
         "pca.components": (n, N_CHANNELS),
@@ -293,6 +303,15 @@ def _check_pca(pca: Mapping[str, NDArray[Any]], shown: str) -> None:
     for key, array in pca.items():
         if array.shape != expected[key]:
             raise WeightsError(f"{shown}: {key} must have shape {expected[key]}; got {array.shape}")
+
+
+def _n_rows(arrays: Mapping[str, NDArray[Any]], key: str, row: tuple[int, ...], shown: str) -> int:
+    """Return n of a tensor (n, *row), n being the file's choice, but at least 1."""
+    shape = arrays[key].shape
+    if shape[1:] != row or shape[0] < 1:
+        wanted = ", ".join(["n", *map(str, row)])
+        raise WeightsError(f"{shown}: {key} must have shape ({wanted}), n at least 1; got {shape}")
+    return int(shape[0])
 
 
 def _part_reader(

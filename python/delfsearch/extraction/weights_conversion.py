@@ -49,6 +49,8 @@ def convert_weights(
         "licence": licence,
     }
     meta = {**weights.to_meta(), **{k: v for k, v in given.items() if v is not None}}
+    if meta["score_scale"] != weights.score_scale:
+        meta["score_meaning"] = ""  # it was that of the other scale
     if pca is not None:
         weights = replace(weights, pca=read_pca(Path(pca)))
     arrays = weights.to_arrays()

@@ -9,12 +9,13 @@ before it removed. So there is a whole one at any moment, whatever fails. Nothin
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import safetensors.torch
 from torch import Tensor
 
 from delfsearch.storage.arrays import hash_file, sync_folder
+from delfsearch.training.processes import Processes
 
 FORMAT_VERSION = 1
 _PREFIX = "checkpoint-"
@@ -41,6 +43,60 @@ class Checkpoint:
     step: int
     tensors: dict[str, Tensor]
     state: dict[str, Any]
+
+    def digest(self) -> str:
+        """Return a checksum of the state; of what was read, a checksum of the tensors is in it."""
+        text = json.dumps(self.state, sort_keys=True)
+        return hashlib.blake2b(text.encode("utf-8"), digest_size=16).hexdigest()
+
+
+def remedy(error: Exception, *, or_else: str = "") -> str:
+    """Say what to do where a file cannot be written; or_else : what helps against no space too."""
+    first = "put that right"
+    if getattr(error, "errno", None) in _NO_SPACE:
+        first = f"free some space, or {or_else}," if or_else else "free some space"
+    return f"{first} and run again: it goes on from what is finished"
+
+
+@contextlib.contextmanager
+def written(what: str, path: Path, *, or_else: str = "") -> Iterator[None]:
+    """Turn an OSError into a CheckpointError that says what cannot be written where, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{what} cannot be written to {path} ({error.strerror or error}); "
+            f"{remedy(error, or_else=or_else)}"
+        ) from error
+
+
+def refuse_unshared(folder: Path, processes: Processes, found: str | None = None) -> None:
+    """Raise CheckpointError in every process where they do not all find the same in a folder.
+
+    found : what this process finds; None means the names of the files. All processes must call it.
+    """
+    if found is None:
+        found = ", ".join(sorted(os.listdir(folder))) if folder.is_dir() else "no such folder"
+    if not processes.is_common(found):
+        raise CheckpointError(
+            f"the {processes.count} processes do not find the same in {folder} (process "
+            f"{processes.index}: {found or 'nothing'}): give an output folder that all machines "
+            "share, or copy this one to all of them, or delete it on all"
+        )
+
+
+def make_folder(folder: Path) -> Path:
+    """Return a folder, made if it is not there. Raises CheckpointError where it cannot be one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        usable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise CheckpointError(
+            f"output folder {folder} cannot be made ({error.strerror or error}); give another"
+        ) from error
+    if not usable:
+        raise CheckpointError(f"output folder {folder} may not be written to; give another")
+    return folder
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -80,9 +136,9 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
                 "Free some and run the same again"
             )
         raise CheckpointError(f"checkpoint {place} cannot be written, {kept} ({why})") from error
-    for _, other in _all(folder):
-        if other != place:
-            _remove(other, quietly=True)
+    leftovers = folder.glob(f"{_PREFIX}*.part")  # of writers that were killed
+    for other in [*(path for _, path in _all(folder) if path != place), *leftovers]:
+        _remove(other, quietly=True)
     return place
 
 

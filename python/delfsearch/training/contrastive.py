@@ -23,7 +23,7 @@ from delfsearch.training.labelled import LabelledPhotos
 from delfsearch.training.loop import Job, RunOptions
 from delfsearch.training.matched_photos import MatchedPhotos
 from delfsearch.training.optimization import Optimization
-from delfsearch.training.pair_batches import PairBatch, PairBatches
+from delfsearch.training.pair_batches import PairBatch, PairBatches, pairs_among
 from delfsearch.training.photo_store import PhotoStore
 from delfsearch.training.trainer import PathLike, Setting, Trainer
 from delfsearch.training.trunk import BATCH_NORM, TRAINABLE, TrainableTrunk
@@ -38,15 +38,18 @@ class ContrastiveTrainer(Trainer):
     retrieval needs: these two cats are two, this window is not that one.
     weights, output, trainable, batch_norm, precision, random_state, run : as in DescriptorTrainer.
     matched : MatchedPhotos of the photos to train on, see match_photos; pairs of photos that fit is
-        not given are left out. None means warped copies alone.
+        not given are left out, and some must be left. None means warped copies alone.
     matched_share : share of the pairs of views that are of two matched photos, in [0, 1].
     n_components : dimensions of the descriptors that are compared, trained and kept.
-    n_negatives : descriptors of earlier steps to be told from, at least 0. temperature : of the
-        softmax over cosines. exclusion : cells around a spot that are not held against it.
+    n_negatives : descriptors of earlier steps to be told from, at least 0; several processes all
+        take those of the first one's share.
+    temperature : of the softmax over cosines. exclusion : cells around a spot that are not held
+        against it.
     reduction_factor : learning rate of the projection over the trunk's.
     views : None means PairViews(). optimization : None means AdamW at 2e-4, batches of 16 pairs, 15
         epochs, cosine decay.
-    Classes may have a single photo: they only say what is not to be told apart.
+    Classes may have a single photo, of which two warped copies must match; photos of one class are
+        not told apart from each other.
     The weights have the trained projection as their PCA and no attention: see
     InlierAttentionTrainer. Learned: weights_ and what else Trainer
     lists.
@@ -55,6 +58,7 @@ class ContrastiveTrainer(Trainer):
     """
 
     _mode = "contrastive"
+    _min_classes = 1
 
     def __init__(
         self,
@@ -128,6 +132,8 @@ class ContrastiveTrainer(Trainer):
     def _with_enough(self, photos: LabelledPhotos) -> LabelledPhotos:
         if len(photos) < 2:
             raise DatasetError(f"training needs at least two photos; got {len(photos)}")
+        if self.matched is not None:
+            pairs_among(self.matched, photos)
         return photos
 
     def _store(self, photos: LabelledPhotos, views: Any) -> PhotoStore:

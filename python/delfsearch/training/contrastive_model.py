@@ -18,6 +18,8 @@ from delfsearch.training.trunk import TrainableTrunk
 
 # Descriptors of a step that enter the queue.
 _N_QUEUED = 512
+# Descriptors kept for each component, though told from by no one, to find the principal axes.
+_N_FOR_AXES = 4
 _MASKED = -1e4
 
 
@@ -37,7 +39,8 @@ class Reduction(nn.Module):
 class ContrastiveModel(nn.Module):
     """Views and points -> (loss, accuracy), and of the head, if there is one.
 
-    reduction : where training begins. side : of the views. n_negatives : length of the queue.
+    reduction : where training begins. side : of the views. n_negatives : of the queue, what is told
+        from; it is no shorter than the principal axes need.
     temperature : of the softmax over cosines of descriptors. exclusion : spots of the
         same photo that are nearer than so many cells are neither right nor wrong; nor is what shows
         the same class elsewhere in the batch, or in the queue any class of the batch.
@@ -64,10 +67,12 @@ class ContrastiveModel(nn.Module):
         self._temperature = temperature
         self._exclusion = exclusion * field.stride
         n_components = len(reduction.components)
+        self._n_negatives = n_negatives
+        n_kept = max(n_negatives, _N_FOR_AXES * n_components)
         self.queue: Tensor
         self.queue_classes: Tensor
-        self.register_buffer("queue", torch.zeros(n_negatives, n_components, device=device))
-        self.register_buffer("queue_classes", torch.full((n_negatives,), -1, device=device))
+        self.register_buffer("queue", torch.zeros(n_kept, n_components, device=device))
+        self.register_buffer("queue_classes", torch.full((n_kept,), -1, device=device))
 
     def forward(
         self, views: Tensor, points: Tensor, pair_of: Tensor, classes: Tensor
@@ -86,8 +91,9 @@ class ContrastiveModel(nn.Module):
             of_class = classes[pair_of]
             weights = 1.0 / torch.bincount(pair_of, minlength=b).float()[pair_of]
             weights = weights / weights.sum()
-            known = (self.queue_classes >= 0) & ~torch.isin(self.queue_classes, classes)
-            earlier = self.queue[known]
+            newest = self.queue_classes[: self._n_negatives]
+            known = (newest >= 0) & ~torch.isin(newest, classes)
+            earlier = self.queue[: self._n_negatives][known]
             there = self._losses(first, second, points[:, 2:], pair_of, of_class, earlier)
             back = self._losses(second, first, points[:, :2], pair_of, of_class, earlier)
             losses, found = (torch.cat(both) for both in zip(there, back))

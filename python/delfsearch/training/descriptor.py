@@ -33,6 +33,7 @@ class DescriptorTrainer(Trainer):
 
     weights : where to begin, as in DelfExtractor. output : folder for weights, curves and
         checkpoints, from which an interrupted run goes on; None keeps nothing but the result.
+        Processes on several machines need a folder that all of them share.
     trainable : "all", "layer2+" or "layer3"; what is not named is frozen.
     batch_norm : "frozen" keeps the statistics of the weights, "trained" normalises each batch by
         its own and lets the statistics follow; scales and shifts are trained in both.

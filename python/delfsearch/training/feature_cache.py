@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from delfsearch.errors import PhotoError
 from delfsearch.extraction.network import N_CHANNELS
 from delfsearch.training.batches import Batch, Plan, prepared
-from delfsearch.training.checkpoint import CheckpointError
+from delfsearch.training.checkpoint import CheckpointError, refuse_unshared, written
 from delfsearch.training.draws import Purpose, generator
 from delfsearch.training.labelled import LabelledPhotos
-from delfsearch.training.models import FrozenTrunk
+from delfsearch.training.models import FrozenTrunk, half
 from delfsearch.training.photo_store import PhotoStore
 from delfsearch.training.processes import Processes
 from delfsearch.training.views import Views, make_view
@@ -75,11 +75,13 @@ class FeatureCache:
     ) -> None:
         """Compute the rounds that are not there yet.
 
-        Raises CheckpointError where the disk is too small for them.
+        Raises CheckpointError where the disk is too small for them, or the processes, which share
+        the work, do not share the folder; WeightsError where they do not fit half precision.
         """
         if processes.is_main:
             self._open()
         processes.wait()
+        refuse_unshared(self.folder, processes)
         n = len(self._photos)
         missing = [r for r in range(len(self.gammas)) if not self._path(r).is_file()]
         if processes.is_main and missing:
@@ -118,16 +120,17 @@ class FeatureCache:
         return self.folder / f"round-{r:04d}.npy"
 
     def _open(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         table = self.folder / _TABLE
         try:
             known = json.loads(table.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             known = None
-        if known != self._key:
-            for file in self.folder.glob("round-*"):
-                file.unlink()
-            table.write_text(json.dumps(self._key), encoding="utf-8")
+        with _written(table):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if known != self._key:
+                for file in self.folder.glob("round-*"):
+                    file.unlink()
+                table.write_text(json.dumps(self._key), encoding="utf-8")
 
     def _check_space(self, trunk: FrozenTrunk, missing: list[int]) -> None:
         needed = 0
@@ -167,9 +170,12 @@ class FeatureCache:
         done = 0
         try:
             # Not through a memory map: on a full disk that would end the process.
-            with part.open("wb") as file:
+            with _written(part), part.open("wb") as file:
                 for inputs in prepared(make, 0, -(-n // _GROUP), n_threads=n_threads):
-                    values = _half(trunk(torch.from_numpy(inputs).to(trunk.device)))
+                    features = trunk(torch.from_numpy(inputs).to(trunk.device))
+                    values = half(
+                        features, weights=trunk.name, instead="train without cached_crops"
+                    )
                     if not done:
                         header = {"descr": "<f2", "fortran_order": False}
                         shape = (n, *values.shape[1:])
@@ -179,26 +185,16 @@ class FeatureCache:
                     yield done
                 file.flush()
                 os.fsync(file.fileno())
-            self._path(r).with_suffix(".json").write_text(json.dumps(unreadable), "utf-8")
-            os.replace(part, self._path(r))
-        except OSError as error:
-            raise CheckpointError(
-                f"features cannot be written to {part} ({error.strerror or error}); free some "
-                "space and run the same again, or ask for fewer cached_crops"
-            ) from error
+            with _written(self._path(r)):
+                self._path(r).with_suffix(".json").write_text(json.dumps(unreadable), "utf-8")
+                os.replace(part, self._path(r))
         finally:
             with contextlib.suppress(FileNotFoundError):
                 part.unlink()
 
 
-def _half(features: torch.Tensor) -> NDArray[np.float16]:
-    largest = float(features.float().abs().max())
-    if not largest <= float(np.finfo(np.float16).max):  # also true of NaN
-        raise ValueError(
-            f"features of the trunk go up to {largest:g}, over half precision: train without "
-            "cached_crops"
-        )
-    return features.half().cpu().numpy()  # type: ignore[no-any-return]
+def _written(path: Path) -> contextlib.AbstractContextManager[None]:
+    return written("features", path, or_else="ask for fewer cached_crops")
 
 
 def cached_gammas(

@@ -17,12 +17,12 @@ from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
 from delfsearch._validation import check_integer, check_n_jobs
-from delfsearch.errors import DatasetError
 from delfsearch.extraction.network import N_CHANNELS
 from delfsearch.extraction.pyramid import resolve_scales
 from delfsearch.extraction.weights import Weights, load_weights
 from delfsearch.training import loop
 from delfsearch.training.batches import Plan
+from delfsearch.training.checkpoint import make_folder, refuse_unshared
 from delfsearch.training.draws import normal_
 from delfsearch.training.labelled import LabelledPhotos
 from delfsearch.training.loop import Job, RunOptions, resolve_amp
@@ -30,10 +30,13 @@ from delfsearch.training.matched_cells import MatchedCells, all_cells_of, match_
 from delfsearch.training.matched_photos import MatchedPhotos
 from delfsearch.training.models import N_HIDDEN
 from delfsearch.training.optimization import Optimization
+from delfsearch.training.pair_batches import pairs_among
 from delfsearch.training.processes import make_processes
 from delfsearch.training.results import (
+    check_licence,
     conclude,
     left_out_text,
+    output_folder,
     refuse_other_run,
     save_learned,
     torch_threads,
@@ -43,6 +46,7 @@ from delfsearch.training.trainer import PathLike, ProgressCallback
 logger = logging.getLogger("delfsearch")
 
 _N_NEWTON = 30
+_N_HALVINGS = 40
 
 
 class CellBatch(NamedTuple):
@@ -122,10 +126,11 @@ class InlierAttentionTrainer(BaseEstimator):  # type: ignore[misc]
     Matched photos are matched again with all cells of their pyramids, nothing selected, and
     verified. The head learns to rank the cells of a photo by the share of its verified pairs in
     which they are inliers; then its logits are scaled so that they are those of that share, p, over
-    the photos trained on. Its score is -log(1 - p): a score_threshold of 0.69 keeps cells of
-    p >= 1/2.
+    the photos trained on. Its score is -log(1 - p), so that a score_threshold of 0.1 drops
+    cells of p below about one in ten.
     weights, output, precision, random_state, run : as in DescriptorTrainer; the weights' own PCA
-        reduces what is matched.
+        reduces what is matched. With precision "fp16" the cells, of which an extractor makes none
+        in fp16, are extracted in fp32.
     matched : MatchedPhotos, whose pairs are used, see match_photos; pairs of photos that fit is not
         given are left out.
     scales, max_side : of the pyramids, as in DelfExtractor.
@@ -183,10 +188,16 @@ class InlierAttentionTrainer(BaseEstimator):  # type: ignore[misc]
         )
 
     def fit(
-        self, photos: LabelledPhotos, y: Any = None, *, progress: ProgressCallback | None = None
+        self,
+        photos: LabelledPhotos,
+        y: Any = None,
+        *,
+        licence: str | None = None,
+        progress: ProgressCallback | None = None,
     ) -> InlierAttentionTrainer:
         """Train; go on where an earlier run with the same output folder stopped; return self.
 
+        licence : of the photos, as in DescriptorTrainer.fit.
         progress : called as progress(what, done, total), what being "cells" (pairs matched) or
             "steps".
         Raises DatasetError where no pair of matched is of these photos or none is verified;
@@ -198,6 +209,7 @@ class InlierAttentionTrainer(BaseEstimator):  # type: ignore[misc]
                 "photos must be LabelledPhotos, as read_photos returns; got "
                 f"{type(photos).__name__}"
             )
+        check_licence(licence)
         optimization = self.optimization or self.default_optimization()
         options = self.run or RunOptions()
         optimization.check()
@@ -208,19 +220,24 @@ class InlierAttentionTrainer(BaseEstimator):  # type: ignore[misc]
         pairs = self._pairs(photos)
         processes = make_processes(options.accelerate, options.device)
         precision = resolve_amp(self.precision, processes.device)
-        folder = None if self.output is None else Path(self.output)
+        folder = output_folder(self.output, options)
         weights = load_weights(self.weights)
         extractor = all_cells_of(
             self.weights,
             scales=self.scales,
             max_side=self.max_side,
-            precision="fp32" if precision is None else "bf16",
+            precision="bf16" if precision == torch.bfloat16 else "fp32",
             device=str(processes.device),
             n_jobs=options.n_jobs,
         )
         settings = self._settings(photos, pairs, weights, precision, optimization)
         if folder is not None:
             refuse_other_run(folder, settings)
+            make_folder(folder)
+            if processes.is_main:
+                make_folder(folder / "cells")
+            processes.wait()
+            refuse_unshared(folder / "cells", processes)
         cells = processes.main_first(
             lambda: match_cells(
                 photos,
@@ -260,7 +277,7 @@ class InlierAttentionTrainer(BaseEstimator):  # type: ignore[misc]
         )
         n_threads = check_n_jobs(options.n_jobs) or os.cpu_count() or 1
         with torch_threads(n_threads):
-            rows = loop.run(
+            ran = loop.run(
                 job, folder, processes, options, n_threads=min(n_threads, 4), progress=progress
             )
             slope, constant = _logistic(head, cells, processes.device)
@@ -269,7 +286,7 @@ class InlierAttentionTrainer(BaseEstimator):  # type: ignore[misc]
         learned = dataclasses.replace(
             weights, attention=head.head_tensors(slope, constant), score_scale=1.0
         )
-        conclude(self, learned, job, rows, photos, folder, processes)
+        conclude(self, learned, job, ran, photos, folder, processes, licence=licence)
         return self
 
     def save(self, path: PathLike, *, half: bool = False) -> Path:
@@ -286,18 +303,7 @@ class InlierAttentionTrainer(BaseEstimator):  # type: ignore[misc]
                 "matched must be MatchedPhotos, as match_photos or MatchedPhotos.load returns; got "
                 f"{type(self.matched).__name__}"
             )
-        place = {path: row for row, path in enumerate(photos.paths)}
-        named = [
-            (place.get(self.matched.names[a]), place.get(self.matched.names[b]))
-            for a, b in self.matched.pairs
-        ]
-        pairs = [(a, b) for a, b in named if a is not None and b is not None]
-        if not pairs:
-            raise DatasetError(
-                f"none of {len(self.matched)} matched pairs is of the {len(photos)} photos of "
-                f"{photos.source}: match these photos"
-            )
-        return pairs
+        return [(a, b) for _, a, b in pairs_among(self.matched, photos)]
 
     def _settings(
         self,
@@ -378,5 +384,24 @@ def _logistic(head: InlierHead, cells: MatchedCells, device: torch.device) -> tu
         solution = solution - step
     solution = torch.stack([solution[0] / size, solution[1] - solution[0] * centre / size])
     slope, constant = solution.tolist()
-    # A head that learned nothing may come out turned round; its order must stay.
-    return (slope, constant) if slope > 0 else (1.0, constant)
+    if slope > 0:
+        return slope, constant
+    # The order of a head that learned nothing must stay: only the mean share is met.
+    logger.warning(
+        "the attention head ranks matched cells no better than others: its scores tell nothing; "
+        "train longer, or match more photos"
+    )
+    return 1.0, _constant(z, float(share))
+
+
+def _constant(z: Tensor, share: float) -> float:
+    """Return the constant that gives sigmoid(z + constant) this mean, by bisection."""
+    middle = float(torch.logit(torch.tensor(share, dtype=torch.float64)))
+    low, high = middle - float(z.max()), middle - float(z.min())
+    for _ in range(_N_HALVINGS):
+        constant = (low + high) / 2
+        if torch.sigmoid(z + constant).mean() < share:
+            low = constant
+        else:
+            high = constant
+    return (low + high) / 2

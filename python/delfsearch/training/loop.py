@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +20,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delfsearch._validation import check_choice, check_integer, check_n_jobs, check_real
+from delfsearch.errors import PhotoError
 from delfsearch.extraction.runtime import resolve_precision
 from delfsearch.training.batches import Batch, prepared
-from delfsearch.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from delfsearch.training.checkpoint import (
+    Checkpoint,
+    make_folder,
+    read_checkpoint,
+    refuse_unshared,
+    write_checkpoint,
+)
 from delfsearch.training.curves import COLUMNS, CurveWriter
+from delfsearch.training.made_with import made_with
 from delfsearch.training.optimization import Optimization, Optimizer
 from delfsearch.training.photo_store import KEEP
 from delfsearch.training.processes import ACCELERATE, Processes
@@ -76,7 +84,8 @@ class Job:
     of each output; None means cross-entropy of logits and batch.labels.
     factors : learning rates by prefix of a parameter's name, as in Optimizer. settings : JSON-able,
     all that the result depends on. columns : of the curves. begin : called with the first batch
-    before the first step.
+    before the first step. unreadable : of the photos, by row, what is known so far; a run that goes
+    on adds what its checkpoint knows.
     """
 
     model: nn.Module
@@ -89,6 +98,19 @@ class Job:
     columns: tuple[str, ...] = COLUMNS
     begin: Callable[[Any], None] | None = None
     losses: Callable[[tuple[Tensor, ...], Any], list[tuple[Tensor, Tensor]]] | None = None
+    unreadable: dict[int, PhotoError] = field(default_factory=dict)
+
+
+class Ran(NamedTuple):
+    """What a run did.
+
+    rows : of the curves, of the steps that were done now. made_with : what all steps were done
+    with, in order, see made_with.py. is_new : whether it began with the first step.
+    """
+
+    rows: list[tuple[float, ...]]
+    made_with: list[dict[str, Any]]
+    is_new: bool
 
 
 def resolve_amp(precision: str, device: torch.device) -> torch.dtype | None:
@@ -103,7 +125,8 @@ def resolve_amp(precision: str, device: torch.device) -> torch.dtype | None:
         return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     if precision == "fp16":
         raise ValueError(
-            "precision='fp16' needs a GPU; use 'bf16', 'fp32' or 'auto' on a processor"
+            f"precision='fp16' needs a CUDA GPU; got device {device.type!r}: use 'bf16', 'fp32' or "
+            "'auto' there"
         )
     dtype = resolve_precision(precision, device)
     return None if dtype == torch.float32 else dtype
@@ -117,26 +140,31 @@ def run(
     *,
     n_threads: int,
     progress: Callable[[str, int, int], None] | None = None,
-) -> list[tuple[float, ...]]:
-    """Train from the checkpoint in folder, if there is one, to the end; return the curves' rows.
+) -> Ran:
+    """Train from the checkpoint in folder, if there is one, to the end.
 
-    folder : for curves and checkpoints; None keeps nothing. The rows returned are of the steps that
-    were done now. Raises CheckpointError; ValueError where the loss is no longer finite.
+    folder : for curves and checkpoints; None keeps nothing. Raises CheckpointError, in all of the
+    processes where they do not find the same checkpoint; ValueError where loss, gradient or
+    parameters are no longer finite: no checkpoint is written after that.
     """
     total = job.optimization.epochs * job.steps_per_epoch
     optimizer = Optimizer(job.model, job.optimization, factors=job.factors, clip_apart="branch.")
     scaler = _new_scaler() if job.precision == torch.float16 else None
-    found = None if folder is None else read_checkpoint(folder, job.settings)
+    found = None if folder is None else _common_checkpoint(folder, job.settings, processes)
     step, seconds = 0, 0.0
+    makers: list[dict[str, Any]] = []
     if found is not None:
         step, seconds = found.step, float(found.state["seconds"])
-        _restore(found, job.model, optimizer, scaler)
+        makers = list(found.state.get("made_with", []))
+        _restore(found, job, optimizer, scaler)
     elif job.begin is not None:
         with _autocast(processes.device, job.precision):
             job.begin(_on_device(job.make_batch(0), processes.device))
+    if step < total and (maker := made_with(processes)) not in makers:
+        makers.append(maker)
     writer = None
     if folder is not None and processes.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         writer = CurveWriter(folder, job.columns, done=step, tensorboard=options.tensorboard)
     model = processes.prepare(job.model).train()
     read_every = _READ_EVERY.get(processes.device.type, _READ_EVERY_ELSEWHERE)
@@ -148,7 +176,10 @@ def run(
         for batch in batches:
             rate = job.optimization.rate(step, job.steps_per_epoch)
             figures = _one_step(model, _on_device(batch, processes.device), job, scaler)
-            optimizer.step(rate, scaler)
+            length = optimizer.step(rate, scaler)
+            if scaler is not None:  # which has left out a step whose gradient is not finite
+                length = torch.zeros_like(length)
+            figures = torch.cat([figures, length[None].to(figures)])
             step += 1
             unread.append((step, figures, rate))
             due = step % options.checkpoint_every == 0 or step == total
@@ -161,8 +192,9 @@ def run(
             if writer is not None:
                 writer.add(new)
                 if folder is not None and (due or now - saved >= options.checkpoint_seconds):
+                    writer.sync()  # so that no checkpoint is of more steps than its curves
                     elapsed = seconds + time.monotonic() - started
-                    _save(folder, step, elapsed, job, optimizer, scaler)
+                    _save(folder, step, elapsed, job, optimizer, scaler, makers)
                     saved = time.monotonic()
             if processes.is_main:
                 _log_epochs(new, rows, job)
@@ -172,8 +204,19 @@ def run(
         batches.close()
         if writer is not None:
             writer.close()
+    processes.agree(job.model)
     processes.wait()
-    return rows
+    return Ran(rows, makers, found is None)
+
+
+def _common_checkpoint(
+    folder: Path, settings: Mapping[str, Any], processes: Processes
+) -> Checkpoint | None:
+    """Return the latest checkpoint, where all processes find the same one, or none."""
+    found = read_checkpoint(folder, settings)
+    what = "no checkpoint" if found is None else f"step {found.step}, {found.digest()}"
+    refuse_unshared(folder, processes, what)
+    return found
 
 
 def _one_step(
@@ -222,14 +265,19 @@ def _read(
     steps_per_epoch: int,
     seconds: float,
 ) -> list[tuple[float, ...]]:
-    """Return the rows of the curves of some steps."""
+    """Return the rows of the curves of some steps; the last of their figures is the gradient's."""
     figures = processes.mean(torch.stack([figures for _, figures, _ in unread])).tolist()
     rows = []
-    for (step, _, rate), values in zip(unread, figures):
+    for (step, _, rate), (*values, length) in zip(unread, figures):
         if not all(map(_finite, values)):
             raise ValueError(
                 f"the loss of step {step} is not finite; lower learning_rate, set clip_norm, or "
                 "use precision='fp32'. The last checkpoint is from before it"
+            )
+        if not _finite(length):
+            raise ValueError(
+                f"the gradient of step {step} is not finite; lower learning_rate or use "
+                "precision='fp32'. The last checkpoint is from before it"
             )
         rows.append((step, 1 + (step - 1) // steps_per_epoch, *values, rate, round(seconds, 3)))
     return rows
@@ -261,20 +309,29 @@ def _save(
     job: Job,
     optimizer: Optimizer,
     scaler: torch.amp.GradScaler | None,
+    makers: list[dict[str, Any]],
 ) -> None:
     tensors = {f"model|{name}": tensor for name, tensor in job.model.state_dict().items()}
     tensors |= {f"optimizer|{name}": tensor for name, tensor in optimizer.tensors().items()}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(
+                f"{name.replace('|', ' ')} is not finite after step {step}; lower learning_rate. "
+                "The last checkpoint is from before it"
+            )
     state = {
         "settings": dict(job.settings),
         "seconds": seconds,
         "scaler": None if scaler is None else scaler.state_dict(),
+        "unreadable": {str(row): str(error) for row, error in job.unreadable.copy().items()},
+        "made_with": makers,
     }
     write_checkpoint(folder, Checkpoint(step, tensors, state))
 
 
 def _restore(
     found: Checkpoint,
-    model: nn.Module,
+    job: Job,
     optimizer: Optimizer,
     scaler: torch.amp.GradScaler | None,
 ) -> None:
@@ -284,10 +341,12 @@ def _restore(
         parts[part][name] = tensor
     # Copies into the tensors that are there, so that layouts in memory stay as they are: another
     # layout may be summed in another order.
-    model.load_state_dict(parts["model"])
+    job.model.load_state_dict(parts["model"])
     optimizer.load(parts["optimizer"])
     if scaler is not None:
         scaler.load_state_dict(found.state["scaler"])
+    for row, reason in found.state.get("unreadable", {}).items():
+        job.unreadable.setdefault(int(row), PhotoError(reason))
 
 
 def _new_scaler() -> torch.amp.GradScaler:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from delfsearch.errors import DatasetError, PhotoError
@@ -25,13 +28,17 @@ from delfsearch.extraction.extractor import DelfExtractor
 from delfsearch.extraction.network import N_CHANNELS
 from delfsearch.extraction.reduction import PcaReduction
 from delfsearch.features import LocalFeatures
-from delfsearch.training.checkpoint import CheckpointError
+from delfsearch.training.checkpoint import CheckpointError, written
 from delfsearch.training.draws import Purpose, generator
 from delfsearch.training.labelled import LabelledPhotos
+from delfsearch.training.models import half
+
+logger = logging.getLogger("delfsearch")
 
 # Dimensions to match by, where there are as many; more only take longer.
 _N_COMPONENTS = 40
 _ALL = 2**31 - 1  # more cells than any photo has
+_INSTEAD = "use other weights, or AttentionTrainer without cached_crops, which keeps none"
 _TABLE, _FEATURES, _SHARES = "cells.json", "features.f2", "shares.f4"
 
 
@@ -73,7 +80,8 @@ def match_cells(
     folder : keeps the cells, and gives them back where key, JSON-able, is the same.
     progress : called as progress("cells", done, total), of the pairs.
     Photos without a verified pair are left out. Raises DatasetError where no pair is verified,
-    CheckpointError where the folder has no space.
+    CheckpointError where the folder has no space for the cells of all photos or cannot be written,
+    WeightsError where features go over half precision.
     """
     if folder is not None and (found := _read(folder, key, n_cells)) is not None:
         return found
@@ -97,43 +105,34 @@ def match_cells(
         unreadable,
         progress,
     )
-    try:
-        with contextlib.ExitStack() as opened:
-            file = None
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / _TABLE).unlink(missing_ok=True)
-                file = opened.enter_context((folder / _FEATURES).open("wb"))
-            for photo in done:
-                rows.append(photo.row)
-                shares.append(photo.shares)
-                n_verified += photo.n_pairs
-                if file is None:
-                    kept.append(photo.features)
-                else:
-                    file.write(photo.features.tobytes())
-        if not rows:
-            raise DatasetError(
-                f"none of {len(pairs)} pairs of photos was verified with {min_inliers} inliers or "
-                "more: are they of the same things?"
-            )
-        if folder is not None:
+    _make_space(folder, len({row for pair in pairs for row in pair}), n_cells)
+    if folder is not None:
+        done = _stored(done, folder / _FEATURES)
+    for photo in done:
+        rows.append(photo.row)
+        shares.append(photo.shares)
+        n_verified += photo.n_pairs
+        if folder is None:
+            kept.append(photo.features)
+    if not rows:
+        raise DatasetError(
+            f"none of {len(pairs)} pairs of photos was verified with {min_inliers} inliers or "
+            "more: are they of the same things?"
+        )
+    if folder is not None:
+        table = {
+            "key": key,
+            "rows": rows,
+            # Every pair is counted at both of its photos.
+            "n_verified": n_verified // 2,
+            "unreadable": sorted(unreadable.items()),
+        }
+        with _written(folder / _SHARES):
             np.stack(shares).tofile(folder / _SHARES)
-            table = {
-                "key": key,
-                "rows": rows,
-                # Every pair is counted at both of its photos.
-                "n_verified": n_verified // 2,
-                "unreadable": sorted(unreadable.items()),
-            }
+        with _written(folder / _TABLE):
             partial = folder / f"{_TABLE}.part"
             partial.write_text(json.dumps(table), "utf-8")
             os.replace(partial, folder / _TABLE)
-    except OSError as error:
-        raise CheckpointError(
-            f"cells cannot be written to {folder} ({error.strerror or error}); free some space and "
-            "run the same again, or ask for fewer n_cells"
-        ) from error
     if folder is not None and (found := _read(folder, key, n_cells)) is not None:
         return found
     return MatchedCells(
@@ -143,6 +142,45 @@ def match_cells(
         n_verified // 2,
         tuple(sorted(unreadable.items())),
     )
+
+
+def _make_space(folder: Path | None, n_photos: int, n_cells: int) -> None:
+    """Say how much the cells may take; refuse a folder that has less."""
+    needed = n_photos * n_cells * 2 * N_CHANNELS
+    where = "memory" if folder is None else folder
+    logger.info("cells of matched photos: up to %.1f GB in %s", needed / 1e9, where)
+    if folder is None:
+        return
+    with _written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in (_TABLE, _FEATURES, _SHARES):  # of another key, or cut short
+            (folder / stale).unlink(missing_ok=True)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise CheckpointError(
+            f"the cells of {n_photos} photos take up to {needed / 1e9:.1f} GB in {folder}, "
+            f"{free / 1e9:.1f} GB are free: free some space, or ask for fewer n_cells"
+        )
+
+
+def _written(path: Path) -> contextlib.AbstractContextManager[None]:
+    return written("cells", path, or_else="ask for fewer n_cells")
+
+
+def _stored(photos: Iterator[_Photo], path: Path) -> Iterator[_Photo]:
+    """Yield photos whose features were written to a file."""
+    with _written(path):
+        file = path.open("wb")
+    try:
+        for photo in photos:
+            with _written(path):
+                file.write(photo.features.tobytes())
+            yield photo
+        with _written(path):
+            file.flush()
+    finally:
+        with contextlib.suppress(OSError):  # of what was said already
+            file.close()
 
 
 def all_cells_of(weights: str | os.PathLike[str], **options: Any) -> DelfExtractor:
@@ -162,14 +200,15 @@ class _Photo:
         reduction: PcaReduction | None,
         n_cells: int,
         rng: np.random.Generator,
+        weights: str,
     ) -> None:
         self.row = row
         x, y = found.keypoints_xy.T
         found = found[np.lexsort((x, y, -found.scales))]  # grid order: scores decide nothing
         self._drawn = np.sort(rng.permutation(len(found))[:n_cells])
-        raw = found.descriptors[self._drawn] * found.scores[self._drawn, None]
+        raw = torch.from_numpy(found.descriptors[self._drawn] * found.scores[self._drawn, None])
         self.features = np.zeros((n_cells, N_CHANNELS), np.float16)
-        self.features[: len(raw)] = raw
+        self.features[: len(raw)] = half(raw, weights=weights, instead=_INSTEAD)
         self.reduced = found
         if reduction is not None and len(found):
             self.reduced = replace(found, descriptors=reduction.transform(found.descriptors))
@@ -210,7 +249,7 @@ def _finished(
                 unreadable[row] = str(found)
                 continue
             rng = generator(random_state, Purpose.CELLS, row)
-            held[row] = _Photo(row, found, reduction, n_cells, rng)
+            held[row] = _Photo(row, found, reduction, n_cells, rng, os.fspath(extractor.weights))
         if all(row in held for row in pair):
             first, second = (held[row] for row in pair)
             masks = matched_cells(first.reduced, second.reduced, min_inliers=min_inliers)

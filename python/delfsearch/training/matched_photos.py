@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,8 +24,12 @@ from delfsearch.errors import DatasetError, PhotoError
 from delfsearch.features import LocalFeatures
 from delfsearch.index.delf_index import DelfIndex
 from delfsearch.matches import Hit, Matches
+from delfsearch.training.checkpoint import written
 from delfsearch.training.labelled import LabelledPhotos
+from delfsearch.training.results import left_out_text
 from delfsearch.verification.verifier import Verifier
+
+logger = logging.getLogger("delfsearch")
 
 _N_NEIGHBOURS = 4
 _MAX_LEAVES = 64
@@ -61,6 +67,7 @@ class MatchedPhotos:
     offsets : (p + 1,) int64; pair i owns the rows offsets[i]:offsets[i + 1] of
     points : (m, 4) float32, (x, y) in the first photo and (x, y) in the second, pixels of the
         photos, pixel centres at integers.
+    key : what they were matched with, JSON-able, where that is known.
     """
 
     names: tuple[str, ...]
@@ -69,6 +76,7 @@ class MatchedPhotos:
     zooms: NDArray[np.float32]
     offsets: NDArray[np.int64]
     points: NDArray[np.float32]
+    key: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         p = len(self.pairs)
@@ -104,7 +112,7 @@ class MatchedPhotos:
         return self.points[self.offsets[pair] : self.offsets[pair + 1]]
 
     def fingerprint(self) -> str:
-        """Return a checksum of all of it."""
+        """Return a checksum of all of it but the key."""
         digest = hashlib.blake2b(digest_size=16)
         for name in self.names:
             digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
@@ -113,22 +121,33 @@ class MatchedPhotos:
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a .npz file; load reads it."""
+        """Write a .npz file, and its folder if it is not there; load reads it.
+
+        Raises CheckpointError where it cannot be written; what was there before is there still.
+        """
         target = Path(path)
         if target.suffix != ".npz":
             raise ValueError(f"path must end in .npz; got {os.fspath(path)!r}")
-        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-        with partial.open("wb") as file:
-            np.savez(
-                file,
-                names=np.array(self.names, dtype=str),
-                pairs=self.pairs,
-                sizes=self.sizes,
-                zooms=self.zooms,
-                offsets=self.offsets,
-                points=self.points,
-            )
-        os.replace(partial, target)
+        partial = target.with_name(f"{target.name}.part")
+        with written("matched photos", target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with partial.open("wb") as file:
+                    np.savez(
+                        file,
+                        names=np.array(self.names, dtype=str),
+                        pairs=self.pairs,
+                        sizes=self.sizes,
+                        zooms=self.zooms,
+                        offsets=self.offsets,
+                        points=self.points,
+                        key=np.array(json.dumps(self.key)),
+                    )
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(partial, target)
+            finally:
+                partial.unlink(missing_ok=True)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> MatchedPhotos:
@@ -142,6 +161,7 @@ class MatchedPhotos:
                     stored["zooms"].astype(np.float32),
                     stored["offsets"].astype(np.int64),
                     stored["points"].astype(np.float32),
+                    json.loads(str(stored["key"])) if "key" in stored else None,
                 )
         except FileNotFoundError:
             raise DatasetError(f"matched photos {os.fspath(path)!r} are not there") from None
@@ -167,7 +187,7 @@ def match_photos(
     matchers : features to match by; their matches are pooled. max_pairs : pairs of photos tried of
         a class, drawn at random if it has more. max_points : matches kept of a pair.
     progress : called as progress("photos", done, total).
-    Unreadable photos are left out. Raises DatasetError where no pair is verified.
+    Unreadable photos are left out, with a warning. Raises DatasetError where no pair is verified.
     """
     check_integer(max_pairs, "max_pairs", minimum=1)
     check_integer(max_points, "max_points", minimum=1)
@@ -178,11 +198,15 @@ def match_photos(
     rows = [row for members in by_class if len(members) > 1 for row in members]
     streams = [_features(photos, rows, matcher, n_jobs) for matcher in matchers]
     found: list[tuple[tuple[int, int], list[Hit], tuple[int, ...]]] = []
+    unreadable: dict[int, str] = {}
     done = 0
     for label, members in enumerate(by_class):
         if len(members) < 2:
             continue
         features = [dict(itertools.islice(stream, len(members))) for stream in streams]
+        for row, of_photo in itertools.chain.from_iterable(of.items() for of in features):
+            if isinstance(of_photo, PhotoError):
+                unreadable.setdefault(row, str(of_photo))
         pairs = list(itertools.combinations(members, 2))
         if len(pairs) > max_pairs:
             rng = np.random.default_rng([seed, label])
@@ -201,6 +225,9 @@ def match_photos(
         done += len(members)
         if progress is not None:
             progress("photos", done, len(rows))
+    if unreadable:
+        reasons = [(photos.paths[row], why) for row, why in unreadable.items()]
+        logger.warning(left_out_text(reasons, len(photos)))
     if not found:
         raise DatasetError(
             f"no two photos of a class of {photos.source} could be matched; train without "
@@ -258,7 +285,7 @@ def reciprocal_matches(
     k: int = _N_NEIGHBOURS,
     n_jobs: int | None = 1,
 ) -> Matches:
-    """Return the matches of two photos in which either is among the other's k nearest.
+    """Return the matches of two photos in which each is among the other's k nearest.
 
     Photo against photo, unlike in a collection, every descriptor has k nearest, however far; those
     that no descriptor answers are most of what verifies by chance.

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from delfsearch._validation import check_choice
+from delfsearch.errors import WeightsError
 from delfsearch.extraction.network import N_CHANNELS, FoldedTrunk
 from delfsearch.extraction.weights import Weights
 from delfsearch.training.draws import normal_
@@ -157,6 +160,7 @@ class FrozenTrunk:
     """Photos (n, h, w, 3) uint8 -> features (n, cells, 1024) of the weights' trunk, no gradient."""
 
     def __init__(self, weights: Weights, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.name = weights.name
         self.device = device
         self.dtype = dtype
         self._mean = torch.tensor(weights.input_mean, device=device)[:, None, None]
@@ -179,6 +183,21 @@ class FrozenTrunk:
                 x = some.permute(0, 3, 1, 2).float() - self._mean
                 parts.append(self._trunk(x).permute(0, 2, 3, 1).flatten(1, 2))
             return torch.cat(parts)
+
+
+def half(features: Tensor, *, weights: str, instead: str) -> NDArray[np.float16]:
+    """Return features in half precision, to be kept.
+
+    weights : their name, and instead : what else to do, for the WeightsError where they do not fit.
+    """
+    largest = float(features.float().abs().max()) if features.numel() else 0.0
+    if not largest <= torch.finfo(torch.float16).max:  # also true of NaN
+        raise WeightsError(
+            f"raw features of weights {weights!r} go up to {largest:g}, half precision, in which "
+            f"they are kept, to 65504: {instead}"
+        )
+    halved: NDArray[np.float16] = features.half().cpu().numpy()
+    return halved
 
 
 class AttentionModel(nn.Module):

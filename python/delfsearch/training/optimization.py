@@ -118,21 +118,25 @@ class Optimizer:
         rest = [p for n, p in self.named.items() if not n.startswith(clip_apart)]
         self._clipped = [group for group in (rest, apart) if group]
 
-    def step(self, rate: float, scaler: torch.amp.GradScaler | None) -> None:
-        """Change the parameters by their gradients, and drop these."""
+    def step(self, rate: float, scaler: torch.amp.GradScaler | None) -> Tensor:
+        """Change the parameters by their gradients, and drop these; return their largest length.
+
+        That is of the groups that are clipped apart, before clipping. Without a scaler, which
+        leaves out steps of its own, a length that is not finite means that all is lost.
+        """
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         if scaler is not None:
             scaler.unscale_(self._optimizer)
-        if self.settings.clip_norm is not None:
-            for parameters in self._clipped:
-                nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
+        longest = math.inf if self.settings.clip_norm is None else self.settings.clip_norm
+        lengths = [nn.utils.clip_grad_norm_(group, longest) for group in self._clipped]
         if scaler is not None:
             scaler.step(self._optimizer)
             scaler.update()
         else:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        return torch.stack(lengths).amax()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state, by parameter and name."""

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from delfsearch.errors import PhotoError
+from delfsearch.errors import DatasetError, PhotoError
 from delfsearch.training.batches import Plan
 from delfsearch.training.draws import Purpose, generator
 from delfsearch.training.labelled import LabelledPhotos
@@ -37,6 +37,26 @@ class PairBatch(NamedTuple):
     def arguments(self) -> tuple[Tensor, ...]:
         """What the model takes."""
         return tuple(self)
+
+
+def pairs_among(matched: MatchedPhotos, photos: LabelledPhotos) -> list[tuple[int, int, int]]:
+    """Return (pair, row, row) of the matched pairs of which both photos are there.
+
+    Raises DatasetError where there is none: matched is of other photos.
+    """
+    row_of = {path: row for row, path in enumerate(photos.paths)}
+    rows = [row_of.get(name, -1) for name in matched.names]
+    pairs = [
+        (pair, rows[a], rows[b])
+        for pair, (a, b) in enumerate(matched.pairs.tolist())
+        if rows[a] >= 0 and rows[b] >= 0
+    ]
+    if not pairs:
+        raise DatasetError(
+            f"none of {len(matched)} matched pairs is of the {len(photos)} photos of "
+            f"{photos.source}: match these photos"
+        )
+    return pairs
 
 
 class PairBatches:
@@ -65,15 +85,10 @@ class PairBatches:
         self._share = matched_share
         self._seed = random_state
         self._matched = matched
-        row_of = {path: row for row, path in enumerate(photos.paths)}
-        self._pairs: list[tuple[int, int, int]] = []  # pair, row, row
+        self._pairs = [] if matched is None else pairs_among(matched, photos)
         by_class: dict[int, list[int]] = {}
-        if matched is not None:
-            for pair, (a, b) in enumerate(matched.pairs.tolist()):
-                rows = [row_of.get(matched.names[i]) for i in (a, b)]
-                if rows[0] is not None and rows[1] is not None:
-                    by_class.setdefault(int(photos.labels[rows[0]]), []).append(len(self._pairs))
-                    self._pairs.append((pair, rows[0], rows[1]))
+        for i, (_, row, _) in enumerate(self._pairs):
+            by_class.setdefault(int(photos.labels[row]), []).append(i)
         self._by_class = [by_class[label] for label in sorted(by_class)]
 
     def __call__(self, step: int) -> PairBatch:

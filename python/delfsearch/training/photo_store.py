@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from delfsearch._validation import check_choice
 from delfsearch.errors import PhotoError
-from delfsearch.training.checkpoint import CheckpointError
+from delfsearch.training.checkpoint import written
 from delfsearch.training.views import read_square, read_whole
 
 logger = logging.getLogger("delfsearch")
@@ -72,37 +72,53 @@ class PhotoStore:
         folder: Path | None,
         *,
         n_threads: int = 2,
+        n_processes: int = 1,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         """Read all photos and keep them.
 
         how : "ram"; "disk", in folder, where they are found again by a later run; "none"; "auto":
-            in RAM if they take at most a quarter of it, else on disk if they take at most half of
-            what is free, else not.
+            on disk if they are there already, else in RAM if they take at most a quarter of it,
+            else on disk if they take at most half of what is free there, else not.
+        n_processes : that do the same on this machine, each in RAM of its own.
         """
         check_choice(how, "keep_photos", KEEP)
         self._reading_all = True
         try:
-            self._keep(how, folder, n_threads, progress)
+            self._keep(how, folder, n_threads, n_processes, progress)
         finally:
             self._reading_all = False
+
+    def can_read(self, row: int) -> bool:
+        """Whether a photo can be read; who asks says so where not."""
+        self._reading_all = True
+        try:
+            self.pixels(row)
+        except PhotoError:
+            return False
+        finally:
+            self._reading_all = False
+        return True
 
     def _keep(
         self,
         how: str,
         folder: Path | None,
         n_threads: int,
+        n_processes: int,
         progress: Callable[[str, int, int], None] | None,
     ) -> None:
         bound = sum(3 * side * side for side in self.sides)
+        key = self._key() if folder is not None and how in ("auto", "disk") else ""
         if how == "auto":
-            how = _fitting_place(bound, folder)
+            there = folder is not None and _known(folder, key) is not None
+            how = "disk" if there else _fitting_place(bound, folder, n_processes)
         if how == "ram":
             self._kept = self._read_all(n_threads, progress, None)
         elif how == "disk":
             if folder is None:
                 raise ValueError("keep_photos='disk' needs output, a folder; or use 'ram'")
-            self._keep_on_disk(folder, n_threads, progress)
+            self._keep_on_disk(folder, key, n_threads, progress)
         else:
             logger.info("photos are decoded at every showing (%.1f GB do not fit)", bound / 1e9)
 
@@ -139,37 +155,36 @@ class PhotoStore:
         return kept
 
     def _keep_on_disk(
-        self, folder: Path, n_threads: int, progress: Callable[[str, int, int], None] | None
+        self,
+        folder: Path,
+        key: str,
+        n_threads: int,
+        progress: Callable[[str, int, int], None] | None,
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         data, table = folder / _FILE_NAME, folder / _TABLE_NAME
-        key = self._key()
-        known = _read_table(table)
-        if known.get("key") != key or not data.is_file():
-            table.unlink(missing_ok=True)
+        known = _known(folder, key)
+        if known is None:
             part = data.with_name(data.name + ".part")
             shapes: list[list[int]] = []
-            try:
-                with part.open("wb") as file:
+            with written("decoded photos", folder, or_else="set keep_photos='none'"):
+                folder.mkdir(parents=True, exist_ok=True)
+                _remove(folder)
+                try:
+                    with part.open("wb") as file:
 
-                    def write(pixels: NDArray[np.uint8]) -> None:
-                        shapes.append([*pixels.shape[:2]])
-                        file.write(pixels.tobytes())
+                        def write(pixels: NDArray[np.uint8]) -> None:
+                            shapes.append([*pixels.shape[:2]])
+                            file.write(pixels.tobytes())
 
-                    present = self._read_all(n_threads, progress, write)
-                os.replace(part, data)
-            except OSError as error:
-                raise CheckpointError(
-                    f"decoded photos cannot be written to {part} ({error.strerror or error}); "
-                    "free some space, or set keep_photos='none'"
-                ) from error
-            finally:
-                part.unlink(missing_ok=True)
-            left = iter(shapes)
-            all_shapes = [[0, 0] if pixels is None else next(left) for pixels in present]
-            reasons = {str(row): str(error) for row, error in self.unreadable.items()}
-            known = {"key": key, "shapes": all_shapes, "unreadable": reasons}
-            table.write_text(json.dumps(known), encoding="utf-8")
+                        present = self._read_all(n_threads, progress, write)
+                    os.replace(part, data)
+                finally:
+                    part.unlink(missing_ok=True)
+                left = iter(shapes)
+                all_shapes = [[0, 0] if pixels is None else next(left) for pixels in present]
+                reasons = {str(row): str(error) for row, error in self.unreadable.items()}
+                known = {"key": key, "shapes": all_shapes, "unreadable": reasons}
+                table.write_text(json.dumps(known), encoding="utf-8")
         self.unreadable = {int(row): PhotoError(why) for row, why in known["unreadable"].items()}
         self._kept = _map_photos(data, known["shapes"])
 
@@ -203,19 +218,29 @@ def _map_photos(data: Path, shapes: Sequence[Sequence[int]]) -> list[NDArray[np.
     ]
 
 
-def _read_table(table: Path) -> dict[str, Any]:
+def _known(folder: Path, key: str) -> dict[str, Any] | None:
+    """Return the table of the photos kept in a folder, where they are of this key."""
     try:
-        found = json.loads(table.read_text(encoding="utf-8"))
+        found = json.loads((folder / _TABLE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
+    there = isinstance(found, dict) and (folder / _FILE_NAME).is_file()
+    return found if there and found.get("key") == key else None
 
 
-def _fitting_place(n_bytes: int, folder: Path | None) -> str:
-    if n_bytes <= _memory_bytes() // 4:
+def _remove(folder: Path) -> None:
+    """Remove the photos kept in a folder, and what a killed run left of them."""
+    for name in (_TABLE_NAME, _FILE_NAME, _FILE_NAME + ".part"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _fitting_place(n_bytes: int, folder: Path | None, n_processes: int) -> str:
+    """Return where photos fit; those of another key in the folder are gone then."""
+    if n_bytes * n_processes <= _memory_bytes() // 4:
         return "ram"
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
+        _remove(folder)
         if n_bytes <= shutil.disk_usage(folder).free // 2:
             return "disk"
     return "none"

@@ -19,13 +19,16 @@ from delfsearch.errors import DatasetError, WeightsError
 from delfsearch.evaluation.folder import PhotoFolder
 from delfsearch.evaluation.scene_folds import HELD_OUT, TRAINED_ON, deal_scenes, linked_scenes
 from delfsearch.extraction.weights import Weights, load_weights, save_weights
+from delfsearch.training.checkpoint import CheckpointError, make_folder
 from delfsearch.training.contrastive import ContrastiveTrainer
 from delfsearch.training.inlier_attention import InlierAttentionTrainer
 from delfsearch.training.labelled import LabelledPhotos
 from delfsearch.training.loop import RunOptions
 from delfsearch.training.matched_photos import MATCHERS, MatchedPhotos, Matcher, match_photos
 from delfsearch.training.optimization import Optimization
-from delfsearch.training.results import WEIGHTS_NAME
+from delfsearch.training.pair_batches import pairs_among
+from delfsearch.training.processes import refuse_several
+from delfsearch.training.results import WEIGHTS_NAME, check_licence
 from delfsearch.training.sources import photos_from_library_folder
 from delfsearch.training.trainer import PathLike, ProgressCallback
 from delfsearch.training.two_views import PairViews
@@ -50,6 +53,7 @@ def train_recipe(
     precision: str = "auto",
     random_state: int = 0,
     run: RunOptions | None = None,
+    licence: str | None = None,
     progress: ProgressCallback | None = None,
     attention_options: Mapping[str, Any] | None = None,
     **options: Any,
@@ -66,11 +70,20 @@ def train_recipe(
     matchers : see match_photos. options : of ContrastiveTrainer, like what is not named here.
     attention_options : of InlierAttentionTrainer, which comes after it. Where nothing was matched,
         the weights have no attention.
+    licence : of the photos, as in DescriptorTrainer.fit.
     progress : called as progress(what, done, total), what beginning with "final" or "fold k".
     Returns the files written. The recipe in each says which scenes were held out and which photos
         were trained on.
-    Raises DatasetError where the folder is not one, TypeError for unknown options.
+    Raises DatasetError where the folder is not one, TypeError for unknown options, CheckpointError
+        where output holds what was matched or trained with other settings, ValueError in one of
+        several processes: the stages can be trained in several, one by one.
     """
+    refuse_several(
+        "the recipe",
+        "; or train its stages, contrastive and inlier-attention, one by one in several",
+    )
+    check_licence(licence)
+    check_integer(random_state, "random_state", minimum=0, maximum=2**63 - 1)
     if check_integer(n_folds, "n_folds", minimum=0) == 1:
         raise ValueError("n_folds must be 0, or at least 2; got 1: nothing would be trained on")
     try:
@@ -78,8 +91,7 @@ def train_recipe(
     except ValueError as error:
         raise DatasetError(str(error)) from None
     run = run or RunOptions()
-    place = Path(output)
-    place.mkdir(parents=True, exist_ok=True)
+    place = make_folder(Path(output))
     matched = _matched(folder, place / MATCHED_NAME, matchers, random_state, run, progress)
     gone = [
         path
@@ -102,10 +114,11 @@ def train_recipe(
         labelled = photos_from_library_folder(
             folder.root, without_scenes=scenes, distractors="no_queries", without_photos=gone
         )
+        pairs = _of_these(name, matched, labelled)
         trainer = ContrastiveTrainer(
             weights,
             output=place / name,
-            matched=matched,
+            matched=pairs,
             views=views,
             optimization=optimization,
             precision=precision,
@@ -114,20 +127,21 @@ def train_recipe(
             **options,
         )
         logger.info("%s: %d photos of %d classes", name, len(labelled), len(labelled.classes))
-        trainer.fit(labelled, progress=_named(name, progress))
+        trainer.fit(labelled, licence=licence, progress=_named(name, progress))
         left_out = {path for path, _ in trainer.left_out_}
         learned = trainer.weights_
-        if matched is not None:
+        if pairs is not None:
             learned = _with_attention(
                 place / name,
                 labelled,
-                matched,
+                pairs,
                 {
                     "precision": precision,
                     "random_state": random_state,
                     "run": run,
                     **(attention_options or {}),
                 },
+                licence,
                 _named(name, progress),
             )
         recipe = {
@@ -148,6 +162,7 @@ def _with_attention(
     photos: LabelledPhotos,
     matched: MatchedPhotos,
     options: Mapping[str, Any],
+    licence: str | None,
     progress: ProgressCallback | None,
 ) -> Weights:
     """Return the weights in a folder with an attention head, or without where none can be."""
@@ -156,7 +171,7 @@ def _with_attention(
         weights, matched=matched, output=trained / ATTENTION_NAME, **options
     )
     try:
-        trainer.fit(photos, progress=progress)
+        trainer.fit(photos, licence=licence, progress=progress)
     except DatasetError as error:
         logger.warning("%s: weights without attention: %s", trained.name, error)
         return load_weights(weights)
@@ -171,16 +186,22 @@ def _matched(
     run: RunOptions,
     progress: ProgressCallback | None,
 ) -> MatchedPhotos | None:
+    labelled = photos_from_library_folder(folder.root)
+    key = {
+        "matchers": [repr(matcher) for matcher in matchers],
+        "random_state": int(random_state),
+        "photos": labelled.fingerprint(),
+    }
     if path.is_file():
         matched = MatchedPhotos.load(path)
         if not set(matched.names) <= set(folder.paths):
             raise DatasetError(f"{path} is of other photos than {folder.root}: delete it")
+        _refuse_other_key(path, matched.key, key)
         return matched
-    labelled = photos_from_library_folder(folder.root)
     try:
         matched = match_photos(
             labelled,
-            matchers=matchers,
+            matchers=on_device(matchers, run.device),
             random_state=random_state,
             n_jobs=run.n_jobs,
             progress=_named("matching", progress),
@@ -190,7 +211,47 @@ def _matched(
     except DatasetError as error:
         logger.warning("%s: training on warped copies alone", error)
         return None
+    matched = dataclasses.replace(matched, key=key)
     matched.save(path)
+    return matched
+
+
+def _refuse_other_key(path: Path, held: Mapping[str, Any] | None, key: Mapping[str, Any]) -> None:
+    remedy = "give another output folder, or delete it with all that was trained by it"
+    if held is None:
+        raise CheckpointError(
+            f"{path} does not say what it was matched with: the recipe of this version did not "
+            f"write it; {remedy}"
+        )
+    for name, value in key.items():
+        if held.get(name) != value:
+            raise CheckpointError(
+                f"{path} was matched with {name}={held.get(name)!r}; got {value!r}: go on with the "
+                f"same, {remedy}"
+            )
+
+
+def on_device(matchers: Sequence[Matcher], device: str) -> list[Matcher]:
+    """Return matchers whose networks run on a device."""
+    return [
+        dataclasses.replace(matcher, options=(*matcher.options, ("device", device)))
+        if matcher.system == "delf" and "device" not in dict(matcher.options)
+        else matcher
+        for matcher in matchers
+    ]
+
+
+def _of_these(
+    name: str, matched: MatchedPhotos | None, photos: LabelledPhotos
+) -> MatchedPhotos | None:
+    """Return the matched photos, None where none of their pairs is of these."""
+    if matched is None:
+        return None
+    try:
+        pairs_among(matched, photos)
+    except DatasetError as error:
+        logger.warning("%s: training on warped copies alone, without attention: %s", name, error)
+        return None
     return matched
 
 

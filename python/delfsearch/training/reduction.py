@@ -13,7 +13,7 @@ from delfsearch.extraction.extractor import DelfExtractor
 from delfsearch.extraction.weights import load_weights
 from delfsearch.extraction.weights_io.safetensors_files import digest_arrays
 from delfsearch.training.labelled import LabelledPhotos
-from delfsearch.training.results import save_learned
+from delfsearch.training.results import check_licence, save_learned, trained_licence
 from delfsearch.training.trainer import PathLike
 
 
@@ -60,12 +60,20 @@ class ReductionTrainer(BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, photos: LabelledPhotos | Iterable[Any], y: Any = None) -> ReductionTrainer:
+    def fit(
+        self,
+        photos: LabelledPhotos | Iterable[Any],
+        y: Any = None,
+        *,
+        licence: str | None = None,
+    ) -> ReductionTrainer:
         """Learn from a sample of the photos; return self.
 
         photos : LabelledPhotos, or paths, PIL images or arrays; unreadable ones are left out.
+        licence : of the photos, as in DescriptorTrainer.fit.
         Raises ValueError where they have fewer features than n_components.
         """
+        check_licence(licence)
         source = "photos"
         if isinstance(photos, LabelledPhotos):
             source = photos.source
@@ -76,8 +84,9 @@ class ReductionTrainer(BaseEstimator):  # type: ignore[misc]
         self.pca_ = extractor.pca_
         self.fit_sample_ = extractor.fit_sample_
         n_photos, n_descriptors = extractor.fit_sample_
+        before = load_weights(self.weights)
         learned = dataclasses.replace(
-            load_weights(self.weights),
+            before,
             name=f"with a PCA of {source}",
             pca=extractor.pca_.to_arrays(),
         )
@@ -88,6 +97,7 @@ class ReductionTrainer(BaseEstimator):  # type: ignore[misc]
                 f"{learned.provenance}; PCA of {n_descriptors} descriptors of {n_photos} photos "
                 f"({source})"
             ),
+            licence=trained_licence(before, licence),
         )
         return self
 

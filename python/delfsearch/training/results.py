@@ -20,29 +20,43 @@ from sklearn.exceptions import NotFittedError
 from delfsearch import __version__
 from delfsearch.extraction.weights import Weights, save_weights
 from delfsearch.extraction.weights_io.safetensors_files import digest_arrays
-from delfsearch.training.checkpoint import CheckpointError, latest_path, refuse_differences
+from delfsearch.training.checkpoint import (
+    CheckpointError,
+    latest_path,
+    refuse_differences,
+    remedy,
+)
 from delfsearch.training.curves import FILE_NAME, read_curves
 from delfsearch.training.labelled import LabelledPhotos
-from delfsearch.training.loop import Job
+from delfsearch.training.loop import Job, Ran, RunOptions
 from delfsearch.training.processes import Processes
 
 WEIGHTS_NAME, LEFT_OUT_NAME = "weights.safetensors", "left_out.csv"
+# What an attention score means, by what taught it. Any other training ends what it meant before.
+SCORE_MEANINGS = {
+    "inlier attention": "-log(1 - p), p the estimated share of a photo's verified pairs in which "
+    "the cell ends up as an inlier",
+}
 _SHOWN = 3
+_STARTED = "started from "
 
 
 def conclude(
     trainer: Any,
     learned: Weights,
     job: Job,
-    rows: list[tuple[float, ...]],
+    ran: Ran,
     photos: LabelledPhotos,
     folder: Path | None,
     processes: Processes,
+    *,
+    licence: str | None = None,
 ) -> None:
     """Set a trainer's weights_ and curves_, and write them into its folder.
 
-    learned : the weights. job, rows : what loop.run ran and returned. photos : learned from. The
-    trainer has its n_steps_ and left_out_.
+    learned : the weights. job, ran : what loop.run ran and returned. photos : learned from.
+    licence : of the photos. The trainer has its n_steps_ and left_out_. No process returns before
+    the files are there.
     """
     mode = job.settings["mode"]
     trainer.weights_ = dataclasses.replace(
@@ -53,21 +67,59 @@ def conclude(
             f"{learned.provenance}; then {mode} trained in {trainer.n_steps_} steps on "
             f"{len(photos)} photos of {len(photos.classes)} classes ({photos.source})"
         ),
-        recipe={"delfsearch": __version__, "before": learned.recipe, **job.settings},
+        licence=trained_licence(learned, licence),
+        score_meaning=SCORE_MEANINGS.get(mode, ""),
+        recipe={
+            "delfsearch": __version__,
+            "before": learned.recipe,
+            **job.settings,
+            "made_with": ran.made_with,
+        },
     )
-    trainer.curves_ = _as_curves(job.columns, rows)
-    if folder is None or not processes.is_main:
+    trainer.curves_ = _as_curves(job.columns, ran.rows)
+    if folder is None:
         return
+    try:
+        if processes.is_main:
+            _write(trainer, folder, ran.is_new)
+    finally:
+        processes.wait()
     if (folder / FILE_NAME).is_file():
         trainer.curves_ = read_curves(folder)
+
+
+def _write(trainer: Any, folder: Path, is_new: bool) -> None:
+    path = folder / WEIGHTS_NAME
     try:
-        trainer.save(folder / WEIGHTS_NAME)
+        for stale in folder.glob(f"{WEIGHTS_NAME}.*.part"):  # of a writer that was killed
+            stale.unlink()
+        trainer.save(path)
+        path = folder / LEFT_OUT_NAME
+        if trainer.left_out_:
+            _write_left_out(path, trainer.left_out_)
+        elif is_new:  # it is of another run
+            path.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"weights cannot be written to {folder / WEIGHTS_NAME} ({error}); the last "
-            "checkpoint is there: free some space and run the same again"
+            f"{path} cannot be written ({error}); the last checkpoint is there: {remedy(error)}"
         ) from error
-    _write_left_out(folder / LEFT_OUT_NAME, trainer.left_out_)
+
+
+def check_licence(licence: str | None) -> None:
+    """Refuse what cannot stand as the photos' licence, before the work."""
+    if licence is not None and not (isinstance(licence, str) and licence.strip()):
+        raise ValueError(
+            f"licence must say in words that of the photos, or be None; got {licence!r}"
+        )
+
+
+def trained_licence(before: Weights, photos: str | None) -> str:
+    """Name the licences of what the weights started from and of the photos."""
+    begun = before.licence
+    if not begun.startswith(_STARTED):
+        begun = f"{_STARTED}{Path(before.name).name}: {begun}"
+    trained = f"; photos trained on: {'not stated' if photos is None else photos.strip()}"
+    return begun if begun.endswith(trained) else begun + trained
 
 
 def save_learned(trainer: Any, path: str | os.PathLike[str], half: bool) -> Path:
@@ -91,11 +143,15 @@ def left_out_text(left_out: Sequence[tuple[str, str]], n_photos: int) -> str:
 
 
 def _write_left_out(path: Path, left_out: Sequence[tuple[str, str]]) -> None:
-    if not left_out:
-        path.unlink(missing_ok=True)
-        return
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows([("path", "reason"), *left_out])
+
+
+def output_folder(output: str | os.PathLike[str] | None, options: RunOptions) -> Path | None:
+    """Return the folder of a run, None if it keeps nothing; refuse options that need one."""
+    if output is None and options.tensorboard:
+        raise ValueError("tensorboard=True needs output, a folder to write its files to")
+    return None if output is None else Path(output)
 
 
 def refuse_other_run(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -105,7 +161,7 @@ def refuse_other_run(folder: Path, settings: Mapping[str, Any]) -> None:
         return
     try:
         held = json.loads((place / "state.json").read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError):  # the loop says what is damaged
+    except (OSError, ValueError, KeyError, TypeError):  # the loop says what is damaged
         return
     refuse_differences(held, settings, str(folder))
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
 from delfsearch._validation import check_integer, check_n_jobs
@@ -19,14 +20,17 @@ from delfsearch.errors import DatasetError
 from delfsearch.extraction.weights import Weights, load_weights
 from delfsearch.training import loop
 from delfsearch.training.batches import Plan
+from delfsearch.training.checkpoint import make_folder
 from delfsearch.training.labelled import LabelledPhotos
 from delfsearch.training.loop import Job, RunOptions, resolve_amp
 from delfsearch.training.optimization import Optimization
 from delfsearch.training.photo_store import PhotoStore
 from delfsearch.training.processes import Processes, make_processes
 from delfsearch.training.results import (
+    check_licence,
     conclude,
     left_out_text,
+    output_folder,
     refuse_other_run,
     save_learned,
     torch_threads,
@@ -64,6 +68,7 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
     """
 
     _mode = ""
+    _min_classes = 2
     # Set by the constructors of all subclasses.
     weights: PathLike
     output: PathLike | None
@@ -74,11 +79,18 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
     run: RunOptions | None
 
     def fit(
-        self, photos: LabelledPhotos, y: Any = None, *, progress: ProgressCallback | None = None
+        self,
+        photos: LabelledPhotos,
+        y: Any = None,
+        *,
+        licence: str | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Any:
         """Train; go on where an earlier run with the same output folder stopped; return self.
 
         photos : what to learn from, at least two photos of each class that is not varied.
+        licence : of the photos, in words, for the weights' own: what these started from and its
+            licence, then this; "not stated" if omitted.
         progress : called as progress(what, done, total), what being "photos", "features", "steps".
         Raises DatasetError for classes with too few photos; CheckpointError where output holds a
         run of other settings or photos, or there is no space; WeightsError.
@@ -88,6 +100,7 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
                 "photos must be LabelledPhotos, as read_photos returns; got "
                 f"{type(photos).__name__}"
             )
+        check_licence(licence)
         views = self.default_views() if self.views is None else self.views
         optimization = self.optimization or self.default_optimization()
         options = self.run or RunOptions()
@@ -98,29 +111,36 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
         photos = self._with_enough(photos)
         processes = make_processes(options.accelerate, options.device)
         precision = resolve_amp(self.precision, processes.device)
-        folder = None if self.output is None else Path(self.output)
+        folder = output_folder(self.output, options)
         weights = load_weights(self.weights)
         n_threads = check_n_jobs(options.n_jobs) or os.cpu_count() or 1
+        plan = Plan(
+            photos.labels,
+            batch_size=optimization.batch_size,
+            sampling=optimization.sampling,
+            random_state=seed,
+            n_parts=processes.count,
+            part=processes.index,
+        )
+        settings = self._settings(photos, weights, precision, views, optimization)
+        if folder is not None:  # before it is touched
+            refuse_other_run(folder, settings)
+            make_folder(folder)
         with torch_threads(n_threads):
             readers = min(n_threads, 8)
             store = self._store(photos, views)
             place = None if folder is None else folder / "photos"
             processes.main_first(
-                lambda: store.keep(options.keep_photos, place, n_threads=readers, progress=progress)
+                lambda: store.keep(
+                    options.keep_photos,
+                    place,
+                    n_threads=readers,
+                    n_processes=processes.count_here,
+                    progress=progress,
+                )
             )
-            _check_readable(photos, store)
+            self._check_readable(photos, store)
             known = len(store.unreadable)
-            plan = Plan(
-                photos.labels,
-                batch_size=optimization.batch_size,
-                sampling=optimization.sampling,
-                random_state=seed,
-                n_parts=processes.count,
-                part=processes.index,
-            )
-            settings = self._settings(photos, weights, precision, views, optimization)
-            if folder is not None:
-                refuse_other_run(folder, settings)
             setting = Setting(
                 photos,
                 store,
@@ -135,13 +155,13 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
                 progress,
             )
             job, learned = self._build(setting, views, optimization)
-            rows = loop.run(job, folder, processes, options, n_threads=readers, progress=progress)
+            job = dataclasses.replace(job, unreadable=store.unreadable)
+            ran = loop.run(job, folder, processes, options, n_threads=readers, progress=progress)
         self.classes_ = photos.classes
         self.n_steps_ = optimization.epochs * plan.steps_per_epoch
-        self.left_out_ = [
-            (photos.paths[row], str(error)) for row, error in sorted(store.unreadable.items())
-        ]
-        conclude(self, learned(), job, rows, photos, folder, processes)
+        gone = dict(processes.joined([(row, str(e)) for row, e in store.unreadable.items()]))
+        self.left_out_ = [(photos.paths[row], gone[row]) for row in sorted(gone)]
+        conclude(self, learned(), job, ran, photos, folder, processes, licence=licence)
         if len(self.left_out_) > known:  # some more were found on the way
             logger.warning(left_out_text(self.left_out_, len(photos)))
         return self
@@ -190,6 +210,31 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
 
     # -- inside -------------------------------------------------------------------------------
 
+    def _check_readable(self, photos: LabelledPhotos, store: PhotoStore) -> None:
+        """Say which photos are known to be unreadable; refuse a set that has too few others.
+
+        Where photos are not kept, so many are read now as it takes to know.
+        """
+        n_readable, classes = 0, set()
+        for row in _class_by_class(photos.labels).tolist():
+            if store.can_read(row):
+                n_readable += 1
+                classes.add(int(photos.labels[row]))
+            if enough := n_readable > 1 and len(classes) >= self._min_classes:
+                break
+        gone = sorted(store.unreadable)
+        if not gone:
+            return
+        reasons = [(photos.paths[row], str(store.unreadable[row])) for row in gone]
+        logger.warning(left_out_text(reasons, len(photos)))
+        if not enough:
+            of = "" if self._min_classes < 2 else f" of at least {self._min_classes} classes"
+            raise DatasetError(
+                f"training needs at least two readable photos{of}; of {len(photos)} photos "
+                f"{len(gone)} cannot be read, which leaves {n_readable} of {len(classes)} "
+                f"classes: {reasons[0][1]}"
+            )
+
     def _settings(
         self,
         photos: LabelledPhotos,
@@ -214,16 +259,9 @@ class Trainer(BaseEstimator):  # type: ignore[misc]
         }
 
 
-def _check_readable(photos: LabelledPhotos, store: PhotoStore) -> None:
-    """Say which photos are known to be unreadable; refuse a set that has too few others."""
-    gone = sorted(store.unreadable)
-    if not gone:
-        return
-    reasons = [(photos.paths[row], str(store.unreadable[row])) for row in gone]
-    logger.warning(left_out_text(reasons, len(photos)))
-    n_classes = len(np.unique(np.delete(photos.labels, gone)))
-    if n_classes < 2:
-        raise DatasetError(
-            f"training needs readable photos of at least two classes; of {len(photos)} photos "
-            f"{len(gone)} cannot be read, which leaves {n_classes} classes: {reasons[0][1]}"
-        )
+def _class_by_class(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the rows so that the first photo of every class comes before all second ones."""
+    order = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels)
+    place = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return order[np.argsort(place, kind="stable")]

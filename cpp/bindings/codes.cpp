@@ -98,8 +98,8 @@ void bind_codes(py::module_& m) {
       .def(py::init([](std::size_t n_parts, int bits, const Array<float>& coarse,
                        const Array<float>& rotations, const Array<Signed>& rotation_of,
                        const Array<float>& codebooks, const Array<Signed>& codebook_of) {
-             const LopqView made = make_view(n_parts, bits, coarse, rotations, rotation_of,
-                                             codebooks, codebook_of);
+             const LopqView made =
+                 make_view(n_parts, bits, coarse, rotations, rotation_of, codebooks, codebook_of);
              made.check();
              return made;
            }),
@@ -153,12 +153,10 @@ void bind_codes(py::module_& m) {
               py::gil_scoped_release release;
               made = fill_lists(quantizer, view(numbers), view(lists), leaf_blocks, n_threads);
             }
-            return py::make_tuple(to_numpy(std::move(made.first_block)),
-                                  to_numpy(std::move(made.sizes)),
-                                  to_numpy(std::move(made.blocks)),
-                                  to_numpy(std::move(made.first_leaf)),
-                                  to_numpy(std::move(made.present)),
-                                  to_numpy(std::move(made.order)));
+            return py::make_tuple(
+                to_numpy(std::move(made.first_block)), to_numpy(std::move(made.sizes)),
+                to_numpy(std::move(made.blocks)), to_numpy(std::move(made.first_leaf)),
+                to_numpy(std::move(made.present)), to_numpy(std::move(made.order)));
           },
           py::arg("numbers").noconvert(), py::arg("lists").noconvert(), py::arg("leaf_blocks"),
           py::arg("n_threads"));

@@ -58,8 +58,7 @@ void CentroidSet::nearest(const float* x, std::size_t stride, std::size_t n, std
     if (!squared) continue;
     for (std::size_t r = 0; r < count; ++r) {
       float norm = 0.0f;
-      for (std::size_t i = 0; i < d_; ++i)
-        norm = norm + shifted[r * d_ + i] * shifted[r * d_ + i];
+      for (std::size_t i = 0; i < d_; ++i) norm = norm + shifted[r * d_ + i] * shifted[r * d_ + i];
       squared[begin + r] = std::max(0.0f, norm + 2.0f * value[r]);
     }
   }

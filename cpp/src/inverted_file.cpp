@@ -15,7 +15,8 @@ namespace delfsearch {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr std::size_t kChunkBlocks = 32;  // between two looks at the limit; they fit the first cache
+constexpr std::size_t kChunkBlocks =
+    32;  // between two looks at the limit; they fit the first cache
 
 struct Candidate {
   float distance;
@@ -68,11 +69,11 @@ class Best {
 // One query at one list.
 struct Visit {
   Best* best = nullptr;
-  std::vector<float> table;         // (n_parts, n_centroids)
-  std::vector<std::uint8_t> bytes;  // the same, rounded down, of `unit`
-  std::vector<float> least;         // of each part
-  double base = 0.0;                // sum of them
-  double unit = 0.0;                // 0: bytes are not made
+  std::vector<float> table;          // (n_parts, n_centroids)
+  std::vector<std::uint8_t> bytes;   // the same, rounded down, of `unit`
+  std::vector<float> least;          // of each part
+  double base = 0.0;                 // sum of them
+  double unit = 0.0;                 // 0: bytes are not made
   float limit_of_bytes = kInfinity;  // the limit that they were made for
 
   // The largest sum of bytes that a code within the limit can have.
@@ -130,7 +131,8 @@ class Scan {
         visit.base += static_cast<double>(visit.least[part]);
       }
       visit.unit = 0.0;
-      if (visit.base <= static_cast<double>(visit.best->limit()) * (1.0 + visit.slack())) ++n_visits;
+      if (visit.base <= static_cast<double>(visit.best->limit()) * (1.0 + visit.slack()))
+        ++n_visits;
     }
     if (n_visits == 0) return;
     const std::size_t begin = file_.first_block[list], end = file_.first_block[list + 1];
@@ -301,7 +303,8 @@ std::vector<std::uint32_t> choose_lists(const LopqView& quantizer, Span<const fl
                         order.end(), [&](std::uint32_t a, std::uint32_t b) {
                           return distances[a] != distances[b] ? distances[a] < distances[b] : a < b;
                         });
-      std::copy_n(order.begin(), n_probe, probes.begin() + static_cast<std::ptrdiff_t>(q * n_probe));
+      std::copy_n(order.begin(), n_probe,
+                  probes.begin() + static_cast<std::ptrdiff_t>(q * n_probe));
     }
   });
   return probes;
@@ -341,8 +344,10 @@ CodeNeighbours scan_lists(const InvertedFileView& file, Span<const float> querie
     for (int pass = 0; pass < 2; ++pass) {
       pairs.clear();
       for (std::size_t i = begin; i < end; ++i)
-        for (std::size_t p = pass == 0 ? 0 : 1; p < (pass == 0 ? std::min<std::size_t>(1, n_probe) : n_probe); ++p)
-          pairs.push_back({probes[by_list[i] * n_probe + p], static_cast<std::uint32_t>(i - begin)});
+        for (std::size_t p = pass == 0 ? 0 : 1;
+             p < (pass == 0 ? std::min<std::size_t>(1, n_probe) : n_probe); ++p)
+          pairs.push_back(
+              {probes[by_list[i] * n_probe + p], static_cast<std::uint32_t>(i - begin)});
       std::stable_sort(pairs.begin(), pairs.end(),
                        [](const Pair& a, const Pair& b) { return a.list < b.list; });
       for (std::size_t at = 0; at < pairs.size();) {

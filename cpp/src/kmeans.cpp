@@ -29,8 +29,8 @@ std::vector<std::size_t> draw_rows(std::size_t n, std::size_t m, Random& random)
 }
 
 // k-means++ (Arthur and Vassilvitskii 2007) on a sample of the rows.
-std::vector<float> first_centroids(Span<const float> X, std::size_t d, std::size_t k, Random& random,
-                                   int n_threads) {
+std::vector<float> first_centroids(Span<const float> X, std::size_t d, std::size_t k,
+                                   Random& random, int n_threads) {
   const std::size_t n = X.size() / d;
   const auto rows = draw_rows(n, std::max(kLeastSample, kSampleFactor * k), random);
   const std::size_t m = rows.size();

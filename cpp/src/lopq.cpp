@@ -103,8 +103,7 @@ std::vector<float> decode(const LopqView& q, Span<const std::uint8_t> numbers,
           sum += static_cast<double>(rotation[j * width + o]) * static_cast<double>(y[o]);
       else
         sum = static_cast<double>(y[j]);
-      X[i * q.d + j] =
-          static_cast<float>(sum + static_cast<double>(q.coarse[lists[i] * q.d + j]));
+      X[i * q.d + j] = static_cast<float>(sum + static_cast<double>(q.coarse[lists[i] * q.d + j]));
     }
   }
   return X;

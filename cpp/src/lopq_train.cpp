@@ -52,8 +52,8 @@ std::vector<float> balanced_axes(const Matrix& moment, std::size_t n_parts) {
   std::vector<std::size_t> used(n_parts, 0);
   std::vector<float> rotation(d * width);
   // Constant dimensions have eigenvalue 0, or less by rounding.
-  const double least = std::max(solver.eigenvalues()(static_cast<Eigen::Index>(d) - 1), 0.0) * 1e-9 +
-                       1e-300;
+  const double least =
+      std::max(solver.eigenvalues()(static_cast<Eigen::Index>(d) - 1), 0.0) * 1e-9 + 1e-300;
   const double smallest = std::max(solver.eigenvalues()(0), least);
   for (std::size_t k = 0; k < d; ++k) {
     const auto axis = static_cast<Eigen::Index>(d - 1 - k);  // rising order in Eigen
@@ -146,8 +146,8 @@ void alternate(const std::vector<float>& residuals, std::size_t d, const LopqOpt
 
 }  // namespace
 
-LopqArrays train_lopq(Span<const float> X, Span<const std::uint32_t> lists, Span<const float> coarse,
-                      std::size_t d, const LopqOptions& options) {
+LopqArrays train_lopq(Span<const float> X, Span<const std::uint32_t> lists,
+                      Span<const float> coarse, std::size_t d, const LopqOptions& options) {
   options.code.check();
   const std::size_t m = options.code.n_parts, n = lists.size();
   if (d == 0 || d % m != 0) throw std::invalid_argument("n_parts must divide the dimension");
@@ -155,7 +155,8 @@ LopqArrays train_lopq(Span<const float> X, Span<const std::uint32_t> lists, Span
     throw std::invalid_argument("X must be (n, d), lists (n), coarse (n_lists, d)");
   const std::size_t n_lists = coarse.size() / d, width = padded_outputs(d);
   const std::size_t k = options.code.n_centroids();
-  if (n < k) throw std::invalid_argument("X must have at least as many rows as there are centroids");
+  if (n < k)
+    throw std::invalid_argument("X must have at least as many rows as there are centroids");
   std::vector<std::vector<std::size_t>> members(n_lists);
   for (std::size_t i = 0; i < n; ++i) {
     if (lists[i] >= n_lists) throw std::invalid_argument("a list is out of range");
@@ -201,8 +202,8 @@ LopqArrays train_lopq(Span<const float> X, Span<const std::uint32_t> lists, Span
     });
   }
   const auto rotation_at = [&](std::int32_t number) {
-    const auto begin = made.rotations.begin() + static_cast<std::ptrdiff_t>(number) *
-                                                    static_cast<std::ptrdiff_t>(d * width);
+    const auto begin = made.rotations.begin() +
+                       static_cast<std::ptrdiff_t>(number) * static_cast<std::ptrdiff_t>(d * width);
     return std::vector<float>(begin, begin + static_cast<std::ptrdiff_t>(d * width));
   };
 
@@ -214,8 +215,9 @@ LopqArrays train_lopq(Span<const float> X, Span<const std::uint32_t> lists, Span
       std::copy_n(pooled.data() + i * d, d, turned.data() + i * d);
       continue;
     }
-    centroids::kernels().product(made.rotations.data() + static_cast<std::size_t>(number) * d * width,
-                                 d, width, pooled.data() + i * d, one.data());
+    centroids::kernels().product(
+        made.rotations.data() + static_cast<std::size_t>(number) * d * width, d, width,
+        pooled.data() + i * d, one.data());
     std::copy_n(one.data(), d, turned.data() + i * d);
   }
   made.codebooks = learn_codebook(turned, d, options, mix64(options.seed), options.n_threads);
@@ -233,8 +235,7 @@ LopqArrays train_lopq(Span<const float> X, Span<const std::uint32_t> lists, Span
     parallel_for(own.size(), options.n_threads, [&](std::size_t i, int) {
       const std::size_t list = own[i];
       std::vector<float> rows = residuals_of(thin(members[list], options.max_rows_per_list));
-      if (made.rotation_of[list] >= 0)
-        rows = rotate(rows, d, rotation_at(made.rotation_of[list]));
+      if (made.rotation_of[list] >= 0) rows = rotate(rows, d, rotation_at(made.rotation_of[list]));
       const auto codebook = learn_codebook(rows, d, options, mix64(options.seed + list + 1), 1);
       std::copy(codebook.begin(), codebook.end(),
                 made.codebooks.begin() + static_cast<std::ptrdiff_t>((i + 1) * d * k));

@@ -23,8 +23,7 @@ Layout layout_of(std::size_t n, std::uint64_t universe) {
   while ((universe / n) >> (low + 1)) ++low;
   const std::size_t samples = (n - 1) / kSample;  // that of number 0 is not kept
   const std::size_t high = n + static_cast<std::size_t>((universe - 1) >> low) + 1;
-  return {low, (samples + 1) / 2, (high + 63) / 64,
-          (n * static_cast<std::size_t>(low) + 63) / 64};
+  return {low, (samples + 1) / 2, (high + 63) / 64, (n * static_cast<std::size_t>(low) + 63) / 64};
 }
 
 std::uint64_t read_bits(const std::uint64_t* words, std::size_t at, int n) {
@@ -58,7 +57,8 @@ PackedIds pack_ids(Span<const std::uint32_t> values, Span<const std::uint64_t> f
   for (std::size_t s = 0; s < n_sequences; ++s) {
     if (firsts[s + 1] < firsts[s]) throw std::invalid_argument("firsts must rise");
     packed.starts[s + 1] =
-        packed.starts[s] + layout_of(static_cast<std::size_t>(firsts[s + 1] - firsts[s]), universe).words();
+        packed.starts[s] +
+        layout_of(static_cast<std::size_t>(firsts[s + 1] - firsts[s]), universe).words();
   }
   packed.words.assign(packed.starts[n_sequences], 0);
   constexpr std::size_t kTask = 64;
@@ -144,8 +144,7 @@ void PackedIdsView::check(Span<const std::uint64_t> firsts) const {
       for (std::uint64_t here = high[word]; here != 0; here &= here - 1, ++i) {
         const std::size_t bit = word * 64 + static_cast<std::size_t>(lowest_bit(here));
         if (i >= n) throw std::invalid_argument("a packed sequence holds too many numbers");
-        if (i > 0 && i % kSample == 0 &&
-            read_bits(samples, (i / kSample - 1) * 32, 32) != bit)
+        if (i > 0 && i % kSample == 0 && read_bits(samples, (i / kSample - 1) * 32, 32) != bit)
           throw std::invalid_argument("a packed sequence has a wrong sample");
         if (get(s, n, i) >= universe)
           throw std::invalid_argument("a packed sequence holds a number that is too large");

@@ -110,8 +110,8 @@ void codes_are_packed_to_the_bit() {
       for (auto& number : numbers)
         number = static_cast<std::uint8_t>(generator() % code.n_centroids());
       const auto blocks = pack_numbers(code, numbers);
-      CHECK(blocks.size() * 8 == code.n_blocks(n) * kCodeBlock * code.n_parts *
-                                     static_cast<std::size_t>(bits));
+      CHECK(blocks.size() * 8 ==
+            code.n_blocks(n) * kCodeBlock * code.n_parts * static_cast<std::size_t>(bits));
       CHECK(unpack_numbers(code, blocks, n) == numbers);
     }
 }
@@ -246,8 +246,9 @@ void search_is_that_of_decoded_vectors() {
               CHECK(std::abs(distance - truth[j]) <= 1e-4 * (1 + truth[j]));
               CHECK(place >= 0 && places.insert(place).second);
               const std::uint64_t row = built.filled.order[static_cast<std::size_t>(place)];
-              CHECK(row < n && std::abs(squared(decoded.data() + row * d, queries.data() + q * d, d) -
-                                        distance) <= 1e-4 * (1 + distance));
+              CHECK(row < n &&
+                    std::abs(squared(decoded.data() + row * d, queries.data() + q * d, d) -
+                             distance) <= 1e-4 * (1 + distance));
             }
           }
         }
@@ -290,7 +291,8 @@ void few_leaves_are_the_nearest() {
     for (std::size_t q = 0; q < 40; ++q)
       for (std::size_t j = 0; j < 10; ++j)
         for (std::size_t i = 0; i < 10; ++i)
-          common += some.places[q * 10 + j] >= 0 && some.places[q * 10 + j] == all.places[q * 10 + i];
+          common +=
+              some.places[q * 10 + j] >= 0 && some.places[q * 10 + j] == all.places[q * 10 + i];
     const double recall = static_cast<double>(common) / 400.0;
     CHECK(recall >= before);
     before = recall;

@@ -36,7 +36,6 @@ class CentroidSet {
   std::size_t n_ = 0, d_ = 0;
   std::vector<float> mean_;
   std::vector<float> values_, half_norms_;
-
 };
 
 // Nearest centroids of all rows, over threads.

@@ -30,9 +30,9 @@ struct InvertedFileView {
   Span<const std::uint64_t> first_block;  // (n_lists + 1), of each list
   Span<const std::uint32_t> sizes;        // (n_lists), codes
   Span<const std::uint8_t> blocks;
-  std::size_t leaf_blocks = 0;            // 0: a list is one leaf
-  Span<const std::uint64_t> first_leaf;   // (n_lists + 1); empty with leaf_blocks 0
-  Span<const std::uint32_t> present;      // (n_leaves, n_parts, 2^bits / 32 or 1): bits of centroids
+  std::size_t leaf_blocks = 0;           // 0: a list is one leaf
+  Span<const std::uint64_t> first_leaf;  // (n_lists + 1); empty with leaf_blocks 0
+  Span<const std::uint32_t> present;     // (n_leaves, n_parts, 2^bits / 32 or 1): bits of centroids
 
   std::size_t n_lists() const { return sizes.size(); }
   void check() const;
@@ -53,7 +53,7 @@ InvertedFileArrays fill_lists(const LopqView& quantizer, Span<const std::uint8_t
 
 struct CodeNeighbours {
   std::vector<float> squared_distances;  // (m, k), +inf where missing
-  std::vector<std::int64_t> places;      // (m, k), code number counted over blocks, -1 where missing
+  std::vector<std::int64_t> places;  // (m, k), code number counted over blocks, -1 where missing
 };
 
 struct ScanOptions {

@@ -25,11 +25,11 @@ namespace delfsearch {
 struct LopqView {
   ProductCode code;
   std::size_t d = 0;
-  Span<const float> coarse;                // (n_lists, d)
-  Span<const float> rotations;             // (n_rotations, d, padded d): column o gives output o
-  Span<const std::int32_t> rotation_of;    // (n_lists), -1 for none
-  Span<const float> codebooks;             // (n_codebooks, n_parts, d / n_parts, n_centroids)
-  Span<const std::int32_t> codebook_of;    // (n_lists)
+  Span<const float> coarse;              // (n_lists, d)
+  Span<const float> rotations;           // (n_rotations, d, padded d): column o gives output o
+  Span<const std::int32_t> rotation_of;  // (n_lists), -1 for none
+  Span<const float> codebooks;           // (n_codebooks, n_parts, d / n_parts, n_centroids)
+  Span<const std::int32_t> codebook_of;  // (n_lists)
 
   std::size_t n_lists() const { return d == 0 ? 0 : coarse.size() / d; }
   std::size_t part_dimension() const { return d / code.n_parts; }
@@ -66,8 +66,8 @@ struct LopqOptions {
 
 // X (n, d) row-major, n >= n_centroids; lists (n): of each row; coarse (n_lists, d). n_parts must
 // divide d.
-LopqArrays train_lopq(Span<const float> X, Span<const std::uint32_t> lists, Span<const float> coarse,
-                      std::size_t d, const LopqOptions& options);
+LopqArrays train_lopq(Span<const float> X, Span<const std::uint32_t> lists,
+                      Span<const float> coarse, std::size_t d, const LopqOptions& options);
 
 // (n, n_parts) numbers of the rows of X (n, d), each in its list.
 std::vector<std::uint8_t> encode(const LopqView& quantizer, Span<const float> X,

@@ -38,8 +38,8 @@ struct PackedIdsView {
   void check(Span<const std::uint64_t> firsts) const;
 };
 
-// values: all sequences one after the other, each rising; sequence s is firsts[s] ... firsts[s + 1].
-// Every value is below universe, 1 <= universe <= 2^32.
+// values: all sequences one after the other, each rising; sequence s is firsts[s] ... firsts[s +
+// 1]. Every value is below universe, 1 <= universe <= 2^32.
 PackedIds pack_ids(Span<const std::uint32_t> values, Span<const std::uint64_t> firsts,
                    std::uint64_t universe, int n_threads);
 

@@ -46,9 +46,7 @@ DELFSEARCH_INLINE U count_from(std::uint32_t a) {
                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))};
 }
 DELFSEARCH_INLINE Bits below(F a, F b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
-DELFSEARCH_INLINE F choose(Bits b, F yes, F no) {
-  return {_mm256_blendv_ps(no.v, yes.v, b.v)};
-}
+DELFSEARCH_INLINE F choose(Bits b, F yes, F no) { return {_mm256_blendv_ps(no.v, yes.v, b.v)}; }
 DELFSEARCH_INLINE U choose(Bits b, U yes, U no) {
   return {_mm256_castps_si256(
       _mm256_blendv_ps(_mm256_castsi256_ps(no.v), _mm256_castsi256_ps(yes.v), b.v))};

@@ -32,8 +32,8 @@ DELFSEARCH_INLINE Numbers<kBits> unpack(const std::uint8_t* part, int half) {
   const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(part));
   const __m256i here = half == 0 ? packed : _mm256_srli_epi16(packed, 4);
   numbers.low = _mm256_and_si256(here, _mm256_set1_epi8(15));
-  const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2,
-                                          2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+  const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2,
+                                          2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
   const __m256i place = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201ULL));
   for (int bit = 4; bit < kBits; ++bit) {
     std::int32_t bits;
@@ -125,15 +125,16 @@ DELFSEARCH_TARGET std::uint64_t distances_of(std::size_t n_parts, const std::uin
   constexpr std::size_t kPartBytes = 32 + 8 * (kBits - 4);
   __m256 sums[8];
   for (int v = 0; v < 8; ++v) sums[v] = _mm256_setzero_ps();
-  for (std::size_t p = 0; p < n_parts; ++p, part += kPartBytes, entries += std::size_t{1} << kBits) {
+  for (std::size_t p = 0; p < n_parts;
+       ++p, part += kPartBytes, entries += std::size_t{1} << kBits) {
     alignas(32) std::uint8_t numbers[kCodeBlock];
     for (int half = 0; half < 2; ++half) {
       const Numbers<kBits> unpacked = unpack<kBits>(part, half);
       __m256i number = unpacked.low;
       for (int bit = 4; bit < kBits; ++bit)
-        number = _mm256_or_si256(number,
-                                 _mm256_and_si256(unpacked.set[bit - 4],
-                                                  _mm256_set1_epi8(static_cast<char>(1 << bit))));
+        number = _mm256_or_si256(
+            number,
+            _mm256_and_si256(unpacked.set[bit - 4], _mm256_set1_epi8(static_cast<char>(1 << bit))));
       _mm256_store_si256(reinterpret_cast<__m256i*>(numbers + 32 * half), number);
     }
     for (int v = 0; v < 8; ++v) {

@@ -1,5 +1,5 @@
-// AVX-512 VBMI: one vpermb looks up a part of 64 codes. Up to 5 bits a part fit one register, 6 one,
-// 7 two, 8 four.
+// AVX-512 VBMI: one vpermb looks up a part of 64 codes. Up to 5 bits a part fit one register, 6
+// one, 7 two, 8 four.
 #include "scan_kernels.hpp"
 
 #ifdef DELFSEARCH_X86
@@ -34,8 +34,8 @@ DELFSEARCH_INLINE __m512i unpack(const std::uint8_t* part) {
   for (int bit = 4; bit < kBits; ++bit) {
     std::uint64_t mask;
     std::memcpy(&mask, part + 32 + 8 * (bit - 4), 8);
-    numbers = _mm512_mask_add_epi8(numbers, mask, numbers,
-                                   _mm512_set1_epi8(static_cast<char>(1 << bit)));
+    numbers =
+        _mm512_mask_add_epi8(numbers, mask, numbers, _mm512_set1_epi8(static_cast<char>(1 << bit)));
   }
   return numbers;
 }
@@ -134,12 +134,12 @@ DELFSEARCH_TARGET std::uint64_t distances_of(std::size_t n_parts, const std::uin
   constexpr std::size_t kPartBytes = 32 + 8 * (kBits - 4);
   __m512 sums[4];
   for (int v = 0; v < 4; ++v) sums[v] = _mm512_setzero_ps();
-  for (std::size_t p = 0; p < n_parts; ++p, part += kPartBytes, entries += std::size_t{1} << kBits) {
+  for (std::size_t p = 0; p < n_parts;
+       ++p, part += kPartBytes, entries += std::size_t{1} << kBits) {
     const __m512i numbers = unpack<kBits>(part);
-    const __m128i quarter[4] = {_mm512_extracti32x4_epi32(numbers, 0),
-                                _mm512_extracti32x4_epi32(numbers, 1),
-                                _mm512_extracti32x4_epi32(numbers, 2),
-                                _mm512_extracti32x4_epi32(numbers, 3)};
+    const __m128i quarter[4] = {
+        _mm512_extracti32x4_epi32(numbers, 0), _mm512_extracti32x4_epi32(numbers, 1),
+        _mm512_extracti32x4_epi32(numbers, 2), _mm512_extracti32x4_epi32(numbers, 3)};
     for (int v = 0; v < 4; ++v) {
       const __m512i at = _mm512_cvtepu8_epi32(quarter[v]);
       __m512 value;

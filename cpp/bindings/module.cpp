@@ -12,5 +12,6 @@ PYBIND11_MODULE(_core, m) {
   delfsearch::bindings::bind_codes(m);
   delfsearch::bindings::bind_kdtree(m);
   delfsearch::bindings::bind_nms(m);
+  delfsearch::bindings::bind_packed_ids(m);
   delfsearch::bindings::bind_ransac(m);
 }

@@ -114,6 +114,26 @@ class KdTreeView:
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
     def unpack_codes(self, begin: int, end: int) -> NDArray[np.uint8]: ...
 
+def pack_ids(
+    values: NDArray[np.uint32], firsts: NDArray[np.uint64], universe: int, n_threads: int
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]: ...
+
+class PackedIdsView:
+    """Borrows its arrays and keeps them alive."""
+
+    def __init__(
+        self,
+        words: NDArray[np.uint64],
+        starts: NDArray[np.uint64],
+        firsts: NDArray[np.uint64],
+        universe: int,
+        check: bool,
+    ) -> None: ...
+    def get(
+        self, sequences: NDArray[np.uint64], numbers: NDArray[np.uint64]
+    ) -> NDArray[np.uint32]: ...
+    def get_all(self) -> NDArray[np.uint32]: ...
+
 def kmeans(
     X: NDArray[np.float32],
     k: int,

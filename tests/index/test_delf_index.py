@@ -434,7 +434,7 @@ def test_parameters_set_later_reach_the_trees(photos, query):
     expected = index.query(query)
     index.set_params(n_jobs=2)
     assert same_matches(index.query(query), expected)
-    assert {s.tree.n_jobs for s in index._segments.view.segments if s.tree is not None} == {2}
+    assert {s.searcher.n_jobs for s in index._segments.view.segments if s.searcher is not None} == {2}
     with pytest.raises(ValueError, match="vote must be one of"):
         index.set_params(vote="x").query(query)
 

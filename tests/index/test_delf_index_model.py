@@ -126,7 +126,7 @@ class IndexMachine(RuleBasedStateMachine):
         fresh = [f for f in decoded.values() if len(f)]
         if not fresh:
             return {}
-        tree = next(s.tree for s in self.index._segments.view.segments if s.tree is not None)
+        tree = next(s.searcher for s in self.index._segments.view.segments if s.searcher is not None)
         codes = tree.quantizer_.quantize(np.concatenate([f.descriptors for f in fresh]))
         whole = type(tree).from_codes(codes, tree.quantizer_)
         squared, rows = whole.query(QUERY.descriptors, k=9, max_leaves=ALL)

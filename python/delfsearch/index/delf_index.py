@@ -22,7 +22,8 @@ from delfsearch._validation import (
 from delfsearch.errors import IndexFormatError
 from delfsearch.features import LocalFeatures
 from delfsearch.index.checks import as_ids, check_ids, check_photos, dimension_of
-from delfsearch.index.segment import TreeOptions, pack
+from delfsearch.index.engines import LEAF_SIZE, MAX_LEAVES, Engine, ListEngine, TreeEngine
+from delfsearch.index.segment import pack
 from delfsearch.index.segment_set import SegmentSet
 from delfsearch.matches import Matches
 from delfsearch.storage import tables
@@ -38,12 +39,15 @@ _NOT_STORED = ("n_jobs",)
 class DelfIndex(BaseEstimator):  # type: ignore[misc]
     """An index of local features: neighbours of each query feature, grouped by database photo.
 
-    method : "kdtree", 8-bit codes under a KD-tree; "auto" means the same. "ivf" is not available
-        in this release.
-    k, max_leaves, max_candidates : defaults of `query`.
+    method : "kdtree", 8-bit codes under a KD-tree; "ivf", posting lists of product codes, an eighth
+        of the memory; "auto" means the first.
+    k, max_leaves, max_candidates : defaults of `query`. max_leaves None means 128 of the tree,
+        10,000 of each list.
     max_squared_distance : neighbours beyond it are no putative matches, >= 0; None keeps all k. In
         a small collection the k nearest of any feature are spread over every photo.
-    leaf_size, clip_quantile : of the tree, see QuantizedKDTree.
+    leaf_size : descriptors of a leaf; None means 64 of the tree, 2,048 of the lists.
+    clip_quantile : of the 8 bits, see QuantizedKDTree.
+    n_lists, n_probe, code, rerank, random_state : of the lists, see InvertedFile.
     vote : how photos are shortlisted. "count": a photo's votes are the query features that have a
         neighbour in it; "distance": each counts 1 - d / d_k, with d the squared distance of its
         nearest neighbour in the photo and d_k that of its farthest neighbour of all.
@@ -64,13 +68,18 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         *,
         method: str = "auto",
         k: int = 16,
-        max_leaves: int = 128,
-        leaf_size: int = 64,
+        max_leaves: int | None = None,
+        leaf_size: int | None = None,
         clip_quantile: float = 0.9999,
         max_candidates: int = 200,
         max_squared_distance: float | None = None,
         vote: str = "count",
         merge_factor: float = 4.0,
+        n_lists: int = 8000,
+        n_probe: int = 5,
+        code: str = "10x5",
+        rerank: int = 0,
+        random_state: Any = 0,
         n_jobs: int | None = None,
     ) -> None:
         self.method = method
@@ -82,6 +91,11 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         self.max_squared_distance = max_squared_distance
         self.vote = vote
         self.merge_factor = merge_factor
+        self.n_lists = n_lists
+        self.n_probe = n_probe
+        self.code = code
+        self.rerank = rerank
+        self.random_state = random_state
         self.n_jobs = n_jobs
 
     # -- building and changing ----------------------------------------------------------------
@@ -111,7 +125,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         chunk = pack(image_ids, photos, dimension)
         store = IndexStore.in_memory()
         store.catalog.set_value("dimension", dimension)
-        segments = SegmentSet(store, self._options())
+        segments = SegmentSet(store, self._engine())
         segments.append(chunk, records)
         self._store, self._segments = store, segments
         return self
@@ -240,6 +254,8 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         view = self._segments.view
         k = check_integer(self.k if k is None else k, "k", minimum=1)
         leaves = self.max_leaves if max_leaves is None else max_leaves
+        if leaves is None:
+            leaves = MAX_LEAVES[self._method()]
         leaves = check_integer(leaves, "max_leaves", minimum=1)
         candidates = self.max_candidates if max_candidates is None else max_candidates
         candidates = check_integer(candidates, "max_candidates", minimum=1)
@@ -341,8 +357,8 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         start, stop = int(segment.offsets[at]), int(segment.offsets[at + 1])
         rows = slice(start, stop)
         descriptors = np.zeros((0, self.dimension_), np.float32)
-        if segment.tree is not None:
-            descriptors = segment.tree.quantizer_.decode(segment.tree.codes(start, stop))
+        if segment.searcher is not None:
+            descriptors = segment.searcher.quantizer_.decode(segment.searcher.codes(start, stop))
         try:
             return LocalFeatures(
                 keypoints_xy=segment.keypoints_xy[rows],
@@ -460,14 +476,16 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
     # -- inside -------------------------------------------------------------------------------
 
     def _check_parameters(self) -> None:
-        method = check_choice(self.method, "method", ("kdtree", "ivf", "auto"))
-        if method == "ivf":
-            raise ValueError(
-                'method="ivf" (50-bit codes for a billion descriptors) is not available in this '
-                'release; use "kdtree" or "auto"'
-            )
-        for name in ("k", "max_leaves", "leaf_size", "max_candidates"):
+        check_choice(self.method, "method", ("kdtree", "ivf", "auto"))
+        for name in ("k", "max_candidates"):
             check_integer(getattr(self, name), name, minimum=1)
+        for name in ("max_leaves", "leaf_size"):
+            if getattr(self, name) is not None:
+                check_integer(getattr(self, name), name, minimum=1)
+        if self._method() == "ivf":
+            engine = self._engine()
+            assert isinstance(engine, ListEngine)
+            engine.check()
         if self.max_squared_distance is not None:
             check_real(self.max_squared_distance, "max_squared_distance", minimum=0.0)
         check_choice(self.vote, "vote", ("count", "distance"))
@@ -482,7 +500,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         """Check parameters, which set_params may have changed, and hand them on."""
         self._check_parameters()
         self._check_fitted()
-        self._segments.configure(self._options())
+        self._segments.configure(self._engine())
 
     def _check_descriptors(self, features: LocalFeatures) -> NDArray[np.float32]:
         if len(features) == 0:
@@ -509,12 +527,28 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
     def _next_id(self) -> int:
         return int(self._store.catalog.value("next_id", 0))
 
-    def _options(self) -> TreeOptions:
-        return TreeOptions(self.leaf_size, self.clip_quantile, self.n_jobs)
+    def _method(self) -> str:
+        return "kdtree" if self.method == "auto" else self.method
+
+    def _engine(self) -> Engine:
+        method = self._method()
+        leaf_size = LEAF_SIZE[method] if self.leaf_size is None else self.leaf_size
+        if method == "kdtree":
+            return TreeEngine(leaf_size, self.clip_quantile, self.n_jobs)
+        return ListEngine(
+            self.n_lists,
+            self.n_probe,
+            self.code,
+            leaf_size,
+            self.rerank,
+            self.clip_quantile,
+            self.random_state,
+            self.n_jobs,
+        )
 
     def _adopt(self, store: IndexStore) -> None:
         """Show what a store holds."""
-        segments = SegmentSet(store, self._options())
+        segments = SegmentSet(store, self._engine())
         segments.load()
         self._store, self._segments = store, segments
 

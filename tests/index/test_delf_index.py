@@ -384,11 +384,14 @@ def test_querying_an_index_without_photos_says_so(query):
 
 def test_parameters_are_checked_when_used():
     photo = make_features(np.random.default_rng(0), 3)
-    with pytest.raises(ValueError, match=r'"ivf".*not available'):
+    with pytest.raises(ValueError, match="code must have parts that divide the dimension, 8"):
         DelfIndex(method="ivf").fit([photo])
     for bad in ({"method": "x"}, {"vote": "x"}, {"k": 0}, {"leaf_size": 0}, {"n_jobs": 0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             DelfIndex(**bad).fit([photo])
+    for bad in ({"code": "5"}, {"n_lists": 0}, {"n_probe": 0}, {"rerank": -1}, {"leaf_size": 70}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            DelfIndex(method="ivf", **{"code": "4x5", **bad}).fit([photo])
 
 
 def test_estimator_contract(photos):
@@ -434,7 +437,9 @@ def test_parameters_set_later_reach_the_trees(photos, query):
     expected = index.query(query)
     index.set_params(n_jobs=2)
     assert same_matches(index.query(query), expected)
-    assert {s.searcher.n_jobs for s in index._segments.view.segments if s.searcher is not None} == {2}
+    assert {s.searcher.n_jobs for s in index._segments.view.segments if s.searcher is not None} == {
+        2
+    }
     with pytest.raises(ValueError, match="vote must be one of"):
         index.set_params(vote="x").query(query)
 

@@ -119,7 +119,8 @@ def test_arrays_come_back(file, rows):
 
 
 @pytest.mark.parametrize(
-    "name", ["shape", "first_block", "sizes", "blocks", "first_leaf", "present", "id_words", "exact"]
+    "name",
+    ["shape", "first_block", "sizes", "blocks", "first_leaf", "present", "id_words", "exact"],
 )
 def test_damaged_arrays_are_refused(file, name):
     arrays = file.arrays()

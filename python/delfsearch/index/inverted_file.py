@@ -239,14 +239,17 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
             return np.zeros((0, k), np.float32), np.zeros((0, k), np.int64)
         threads = check_n_jobs(self.n_jobs)
         lists = self.model_.view.choose_lists(queries, probes, threads)
-        squared, places = self._lists.search(
-            queries, lists, max(k, again), leaves, self._allowed, threads
-        )
+        wanted = min(max(k, again), self._n_rows)
+        squared, places = self._lists.search(queries, lists, wanted, leaves, self._allowed, threads)
         ids = self._rows_at(places)
         if again:
             squared = self._exact_distances(queries, ids)
         order = np.lexsort((np.where(ids < 0, _MAX_ROWS + 64, ids), squared), axis=1)[:, :k]
-        return np.take_along_axis(squared, order, axis=1), np.take_along_axis(ids, order, axis=1)
+        found = np.full((len(queries), k), np.inf, np.float32)
+        rows = np.full((len(queries), k), -1, np.int64)
+        found[:, : order.shape[1]] = np.take_along_axis(squared, order, axis=1)
+        rows[:, : order.shape[1]] = np.take_along_axis(ids, order, axis=1)
+        return found, rows
 
     def _rows_at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the row of each place, -1 where there is none."""

@@ -249,15 +249,19 @@ def test_segments_that_are_mostly_deleted_are_rebuilt():
     assert index.memory_usage()["keypoints"] == 8 * 60
 
 
-def test_memory_usage_adds_up(photos, tmp_path):
-    index = DelfIndex().fit(photos)
+@pytest.mark.parametrize("method", ["kdtree", "ivf"])
+def test_memory_usage_adds_up(photos, tmp_path, method):
+    index = DelfIndex(method=method, code="4x5").fit(photos)
     usage = index.memory_usage()
-    parts = ("codes_and_tree", "keypoints", "scores_and_scales", "photos")
+    searched = {"kdtree": ("codes_and_tree",), "ivf": ("codes", "ids", "leaves", "codebooks")}
+    parts = (*searched[method], "photos", "keypoints", "scores_and_scales")
+    parts += ("exact",) if method == "ivf" else ()
+    assert usage["in_memory"] == sum(usage[part] for part in (*searched[method], "photos"))
     assert usage["total"] == sum(usage[part] for part in parts)
     assert usage["mapped"] == 0
     assert usage["bytes_per_descriptor"] == usage["total"] / index.n_descriptors
     saved = index.save(tmp_path / "index").memory_usage()
-    assert saved["codes_and_tree"] == usage["codes_and_tree"]
+    assert all(saved[part] == usage[part] for part in parts)
     assert 0 < saved["mapped"] <= saved["total"]
 
 

@@ -373,10 +373,15 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
             ) from error
 
     def memory_usage(self) -> dict[str, float]:
-        """Return bytes by part: codes_and_tree, keypoints, scores_and_scales, photos, total.
+        """Return bytes by part.
 
-        mapped : how many of them are memory-mapped from disk and need RAM only while they are used.
-        tree_bytes_per_descriptor, bytes_per_descriptor : of the tree alone, and of everything.
+        codes_and_tree : of method "kdtree". codes, ids, leaves, codebooks : of "ivf"; exact : its
+        8-bit descriptors, read for reranking, merging and features_of alone. photos, keypoints,
+        scores_and_scales. total : all of them.
+        in_memory : what a search reads throughout: all but exact, keypoints (read for the shortlist
+        alone) and scores_and_scales. mapped : how many of all bytes are memory-mapped from disk and
+        need RAM only while they are used.
+        in_memory_per_descriptor, bytes_per_descriptor : of in_memory and of total.
         The image table (paths, labels, metadata) stays in its file and is not counted.
         """
         self._check_fitted()

@@ -21,6 +21,8 @@ from delfsearch.index.quantized_kdtree import QuantizedKDTree
 from delfsearch.index.uniform_quantizer import UniformQuantizer
 
 Arrays = dict[str, NDArray[Any]]
+# Bytes that no search reads, see Searcher.memory_usage.
+EXACT = "exact"
 # Where DelfIndex is told nothing.
 MAX_LEAVES = {"kdtree": 128, "ivf": 10000}
 LEAF_SIZE = {"kdtree": 64, "ivf": 2048}
@@ -53,6 +55,9 @@ class Searcher(Protocol):
 
     def arrays(self) -> Arrays:
         """Return what goes on disk."""
+
+    def memory_usage(self) -> dict[str, int]:
+        """Return bytes by part, EXACT being what a search does not read."""
 
 
 class Shared(Protocol):

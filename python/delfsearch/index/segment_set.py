@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from delfsearch.errors import IndexFormatError
 from delfsearch.index.aggregation import View
-from delfsearch.index.engines import Engine, Shared
+from delfsearch.index.engines import EXACT, Engine, Shared
 from delfsearch.index.segment import Segment, build_segment, merge_segments
 from delfsearch.storage import tables
 from delfsearch.storage.arrays import array_bytes
@@ -158,25 +158,30 @@ class SegmentSet:
 
     def memory_usage(self) -> dict[str, float]:
         """Return bytes by part, see DelfIndex.memory_usage."""
-        tree = keypoints = values = mapped = 0
-        photos = self.view.nbytes
-        for segment in self.view.segments:
-            tree += 0 if segment.searcher is None else array_bytes(segment.searcher.arrays())
-            keypoints += segment.keypoints_xy.nbytes
-            values += segment.scores.nbytes + segment.scales.nbytes
-            photos += segment.image_ids.nbytes + segment.offsets.nbytes
-            if self.store.is_stored(segment.folder):
-                mapped += array_bytes(self.store.arrays(segment.folder))
-        n_rows = max(1, sum(segment.n_rows for segment in self.view.segments))
-        total = tree + keypoints + values + photos
+        segments = self.view.segments
+        searchers = [s.searcher for s in segments if s.searcher is not None]
+        parts: dict[str, float] = {}
+        for searcher in searchers:
+            for name, n_bytes in searcher.memory_usage().items():
+                parts[name] = parts.get(name, 0) + n_bytes
+        shared = self.engine.shared_arrays(self.engine.shared_of(searchers[0])) if searchers else {}
+        if shared:
+            parts["codebooks"] = array_bytes(shared)
+        parts["photos"] = self.view.nbytes + sum(
+            segment.image_ids.nbytes + segment.offsets.nbytes for segment in segments
+        )
+        in_memory = sum(n_bytes for name, n_bytes in parts.items() if name != EXACT)
+        parts["keypoints"] = sum(segment.keypoints_xy.nbytes for segment in segments)
+        parts["scores_and_scales"] = sum(s.scores.nbytes + s.scales.nbytes for s in segments)
+        n_rows = max(1, sum(segment.n_rows for segment in segments))
+        total = sum(parts.values())
+        mapped = [s.folder for s in segments if self.store.is_stored(s.folder)]
         return {
-            "codes_and_tree": tree,
-            "keypoints": keypoints,
-            "scores_and_scales": values,
-            "photos": photos,
+            **parts,
+            "in_memory": in_memory,
             "total": total,
-            "mapped": mapped,
-            "tree_bytes_per_descriptor": tree / n_rows,
+            "mapped": sum(array_bytes(self.store.arrays(folder)) for folder in mapped),
+            "in_memory_per_descriptor": in_memory / n_rows,
             "bytes_per_descriptor": total / n_rows,
         }
 

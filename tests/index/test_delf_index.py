@@ -13,6 +13,7 @@ from sklearn.exceptions import NotFittedError
 
 from delfsearch import _core
 from delfsearch.features import LocalFeatures
+from delfsearch.index import delf_index as delf_index_module
 from delfsearch.index.delf_index import DelfIndex
 
 ALL = 10**6  # leaves: more than there are
@@ -485,3 +486,22 @@ def test_the_largest_numbers_are_no_trouble(photos, query):
     with pytest.raises(ValueError, match="ids must fit int64"):
         last.add(photos[1:2])
     assert len(last) == 1
+
+
+def test_auto_settles_on_a_method_and_keeps_it(photos, tmp_path, monkeypatch, caplog):
+    few = DelfIndex(code="4x5").fit(photos)
+    assert few.method == "auto" and few.method_ == "kdtree"
+    monkeypatch.setattr(delf_index_module, "AUTO_LISTS_FROM", 100)
+    caplog.set_level("INFO", logger="delfsearch")
+    many = DelfIndex(code="4x5", n_probe=99).fit(photos)
+    assert many.method_ == "ivf" and 'method="ivf"' in caplog.text
+    few.add(photos)
+    assert few.method_ == "kdtree"
+    many.save(tmp_path / "index")
+    monkeypatch.undo()
+    loaded = DelfIndex.load(tmp_path / "index")
+    assert loaded.method == "auto" and loaded.method_ == "ivf"
+    assert same_matches(loaded.query(photos[0]), many.query(photos[0]))
+    loaded.add(photos[:1])
+    assert loaded.merge().save().method_ == "ivf"
+    assert DelfIndex(method="kdtree").fit(photos).method_ == "kdtree"

@@ -143,7 +143,8 @@ class IndexBuilder(_Intake):
             check_layout(chunk, folder)
         if store.catalog.value("dimension") is None:
             store.catalog.set_value("dimension", int(chunks[0]["descriptors"].shape[1]))
-        engine = self._index._engine()
+        n_rows = int(store.catalog.scalar("SELECT coalesce(sum(n_features), 0) FROM images"))
+        engine = self._index._choose(n_rows, store)
         segment = build_segment(chunks, engine)
         for folder in folders:
             store.drop_folder(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,13 +23,23 @@ from delfsearch._validation import (
 from delfsearch.errors import IndexFormatError
 from delfsearch.features import LocalFeatures
 from delfsearch.index.checks import as_ids, check_ids, check_photos, dimension_of
-from delfsearch.index.engines import LEAF_SIZE, MAX_LEAVES, Engine, ListEngine, TreeEngine
+from delfsearch.index.engines import (
+    AUTO_LISTS_FROM,
+    LEAF_SIZE,
+    MAX_LEAVES,
+    METHODS,
+    Engine,
+    ListEngine,
+    TreeEngine,
+)
 from delfsearch.index.segment import pack
 from delfsearch.index.segment_set import SegmentSet
 from delfsearch.matches import Matches
 from delfsearch.storage import tables
 from delfsearch.storage.records import ImageRecord, NotIndexed
 from delfsearch.storage.store import BUILDING, IndexStore
+
+logger = logging.getLogger("delfsearch")
 
 # Query descriptors searched at a time by query_many: enough to share every leaf's scan.
 _BATCH = 4096
@@ -39,8 +50,8 @@ _NOT_STORED = ("n_jobs",)
 class DelfIndex(BaseEstimator):  # type: ignore[misc]
     """An index of local features: neighbours of each query feature, grouped by database photo.
 
-    method : "kdtree", 8-bit codes under a KD-tree; "ivf", posting lists of product codes, an eighth
-        of the memory; "auto" means the first.
+    method : "kdtree", 8-bit codes under a KD-tree; "ivf", posting lists of product codes, a sixth
+        of the memory; "auto": fit takes the second from 20 million descriptors on, for good.
     k, max_leaves, max_candidates : defaults of `query`. max_leaves None means 128 of the tree,
         10,000 of each list.
     max_squared_distance : neighbours beyond it are no putative matches, >= 0; None keeps all k. In
@@ -54,7 +65,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
     merge_factor : after `add`, the new segment is merged with every segment up to merge_factor
         times its size, smallest first; so few segments remain. 0 never merges.
     n_jobs : threads of the search, None means 1, -1 all cores. The answers do not depend on it.
-    Learned: dimension_ (columns of the descriptors).
+    Learned: dimension_ (columns of the descriptors); method_, "kdtree" or "ivf".
 
     Image ids are int64, never used twice, also after `remove`. An index made by `fit` lives in
     RAM until `save`; one that was saved or loaded is memory-mapped, and its changes wait for the
@@ -125,7 +136,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         chunk = pack(image_ids, photos, dimension)
         store = IndexStore.in_memory()
         store.catalog.set_value("dimension", dimension)
-        segments = SegmentSet(store, self._engine())
+        segments = SegmentSet(store, self._choose(sum(map(len, photos)), store))
         segments.append(chunk, records)
         self._store, self._segments = store, segments
         return self
@@ -532,8 +543,26 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
     def _next_id(self) -> int:
         return int(self._store.catalog.value("next_id", 0))
 
+    def _choose(self, n_descriptors: int, store: IndexStore) -> Engine:
+        """Settle the method of a new index, in its store, and return its engine."""
+        method = self.method
+        if method == "auto":
+            method = "ivf" if n_descriptors >= AUTO_LISTS_FROM else "kdtree"
+            logger.info('%d descriptors: method="%s"', n_descriptors, method)
+        self._settled = method
+        store.catalog.set_value("method", method)
+        return self._engine()
+
+    @property
+    def method_(self) -> str:
+        """The method of what is indexed."""
+        self._check_fitted()
+        return self._method()
+
     def _method(self) -> str:
-        return "kdtree" if self.method == "auto" else self.method
+        """Return the method that was settled, or else the one asked for, a tree where none is."""
+        settled: str | None = getattr(self, "_settled", None)
+        return settled or ("kdtree" if self.method == "auto" else self.method)
 
     def _engine(self) -> Engine:
         method = self._method()
@@ -553,6 +582,9 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
 
     def _adopt(self, store: IndexStore) -> None:
         """Show what a store holds."""
+        settled = store.catalog.value("method", None)
+        if settled is not None:
+            self._settled = check_choice(settled, "method", METHODS)
         segments = SegmentSet(store, self._engine())
         segments.load()
         self._store, self._segments = store, segments

@@ -21,6 +21,9 @@ from delfsearch.index.quantized_kdtree import QuantizedKDTree
 from delfsearch.index.uniform_quantizer import UniformQuantizer
 
 Arrays = dict[str, NDArray[Any]]
+METHODS = ("kdtree", "ivf")
+# Descriptors from which method="auto" takes posting lists: a tree would take a gigabyte.
+AUTO_LISTS_FROM = 20_000_000
 # Bytes that no search reads, see Searcher.memory_usage.
 EXACT = "exact"
 # Where DelfIndex is told nothing.

@@ -175,7 +175,8 @@ class SegmentSet:
         parts["scores_and_scales"] = sum(s.scores.nbytes + s.scales.nbytes for s in segments)
         n_rows = max(1, sum(segment.n_rows for segment in segments))
         total = sum(parts.values())
-        mapped = [s.folder for s in segments if self.store.is_stored(s.folder)]
+        folders = [s.folder for s in segments] + (self.store.folders(SHARED) if shared else [])
+        mapped = [folder for folder in folders if self.store.is_stored(folder)]
         return {
             **parts,
             "in_memory": in_memory,

@@ -92,7 +92,9 @@ def ask(folder: PhotoFolder, weights: Path, args: argparse.Namespace, fold: int)
     if not held_out:
         raise SystemExit(f"{weights} does not name scenes that it was not trained on")
     paths = folder.database
-    system = load_system("delf", weights=str(weights), scales="0.25-1", n_jobs=args.n_jobs)
+    system = load_system(  # as the report asks for it: they share what is extracted
+        "delf", weights=str(weights), scales="0.25-1", score="attention", n_jobs=args.n_jobs
+    )
     store = FeatureStore(args.work / "features")
     identity = identity_of("delf", system)
     shelf = store.shelf({"system": "delf", "identity": identity}, system.stream)

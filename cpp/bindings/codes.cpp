@@ -37,7 +37,8 @@ void bind_codes(py::module_& m) {
         KMeans found;
         {
           py::gil_scoped_release release;
-          found = kmeans(view(X), d, {k, max_iterations, tolerance, batch_size, seed, n_threads});
+          found =
+              kmeans(view(X), d, {k, max_iterations, tolerance, batch_size, seed, n_threads, {}});
         }
         return py::make_tuple(to_numpy(std::move(found.centroids), {count(k), count(d)}),
                               found.inertia, found.n_iterations);
@@ -58,6 +59,30 @@ void bind_codes(py::module_& m) {
         return py::make_tuple(to_numpy(std::move(numbers)), to_numpy(std::move(distances)));
       },
       py::arg("centroids").noconvert(), py::arg("X").noconvert(), py::arg("n_threads"));
+  m.def(
+      "pack_numbers",
+      [](std::size_t n_parts, int bits, const Array<std::uint8_t>& numbers) {
+        const ProductCode code{n_parts, bits};
+        std::vector<std::uint8_t> blocks;
+        {
+          py::gil_scoped_release release;
+          blocks = pack_numbers(code, view(numbers));
+        }
+        const std::size_t n_blocks = blocks.size() / code.block_bytes();
+        return to_numpy(std::move(blocks), {count(n_blocks), count(code.block_bytes())});
+      },
+      py::arg("n_parts"), py::arg("bits"), py::arg("numbers").noconvert());
+  m.def(
+      "unpack_numbers",
+      [](std::size_t n_parts, int bits, const Array<std::uint8_t>& blocks, std::size_t n) {
+        std::vector<std::uint8_t> numbers;
+        {
+          py::gil_scoped_release release;
+          numbers = unpack_numbers({n_parts, bits}, view(blocks), n);
+        }
+        return to_numpy(std::move(numbers), {count(n), count(n_parts)});
+      },
+      py::arg("n_parts"), py::arg("bits"), py::arg("blocks").noconvert(), py::arg("n"));
   m.def(
       "train_lopq",
       [](const Array<float>& X, const Array<std::uint32_t>& lists, const Array<float>& coarse,
@@ -87,7 +112,7 @@ void bind_codes(py::module_& m) {
             to_numpy(std::move(made.rotation_of)),
             to_numpy(std::move(made.codebooks),
                      {count(n_codebooks), count(n_parts), count(d / n_parts), count(k)}),
-            to_numpy(std::move(made.codebook_of)));
+            to_numpy(std::move(made.codebook_of)), made.n_iterations);
       },
       py::arg("X").noconvert(), py::arg("lists").noconvert(), py::arg("coarse").noconvert(),
       py::arg("n_parts"), py::arg("bits"), py::arg("rotation"), py::arg("min_rotation_rows"),
@@ -132,6 +157,20 @@ void bind_codes(py::module_& m) {
             return to_numpy(std::move(X), {numbers.shape(0), count(quantizer.d)});
           },
           py::arg("numbers").noconvert(), py::arg("lists").noconvert())
+      .def(
+          "distances",
+          [](const LopqView& quantizer, const Array<float>& queries,
+             const Array<std::uint8_t>& numbers, const Array<std::uint32_t>& lists, int n_threads) {
+            std::vector<float> squared;
+            {
+              py::gil_scoped_release release;
+              squared =
+                  code_distances(quantizer, view(queries), view(numbers), view(lists), n_threads);
+            }
+            return to_numpy(std::move(squared), {queries.shape(0), numbers.shape(0)});
+          },
+          py::arg("queries").noconvert(), py::arg("numbers").noconvert(),
+          py::arg("lists").noconvert(), py::arg("n_threads"))
       .def(
           "choose_lists",
           [](const LopqView& quantizer, const Array<float>& queries, std::size_t n_probe,

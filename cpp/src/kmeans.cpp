@@ -228,8 +228,11 @@ KMeans kmeans(Span<const float> X, std::size_t d, const KMeansOptions& options) 
   if (options.k < 1 || n < options.k)
     throw std::invalid_argument("k must be at least 1 and at most the number of rows");
   if (!(options.tolerance >= 0.0)) throw std::invalid_argument("tolerance must not be negative");
+  if (!options.start.empty() && options.start.size() != options.k * d)
+    throw std::invalid_argument("start must be (k, d)");
   Random random(options.seed);
-  std::vector<float> centroids = first_centroids(X, d, options.k, random, options.n_threads);
+  std::vector<float> centroids(options.start.begin(), options.start.end());
+  if (centroids.empty()) centroids = first_centroids(X, d, options.k, random, options.n_threads);
   if (options.batch_size > 0) return mini_batches(X, d, options, std::move(centroids), random);
   return lloyd(X, d, options, std::move(centroids));
 }

@@ -1,6 +1,7 @@
 #include "delfsearch/lopq.hpp"
 
 #include <algorithm>
+#include <numeric>
 #include <stdexcept>
 
 #include "delfsearch/parallel.hpp"
@@ -19,6 +20,16 @@ centroids::Codebook codebook_of(const LopqView& q, std::size_t list) {
   const auto number = static_cast<std::size_t>(q.codebook_of[list]);
   return {q.codebooks.data() + number * q.d * q.code.n_centroids(), q.code.n_parts,
           q.part_dimension(), q.code.n_centroids()};
+}
+
+void check_codes(const LopqView& q, Span<const std::uint8_t> numbers,
+                 Span<const std::uint32_t> lists) {
+  if (numbers.size() != lists.size() * q.code.n_parts)
+    throw std::invalid_argument("numbers must be (n, n_parts), lists (n)");
+  for (const std::uint32_t list : lists)
+    if (list >= q.n_lists()) throw std::invalid_argument("a list is out of range");
+  for (const std::uint8_t number : numbers)
+    if (number >= q.code.n_centroids()) throw std::invalid_argument("a number is out of range");
 }
 
 }  // namespace
@@ -82,14 +93,12 @@ std::vector<std::uint8_t> encode(const LopqView& q, Span<const float> X,
 std::vector<float> decode(const LopqView& q, Span<const std::uint8_t> numbers,
                           Span<const std::uint32_t> lists) {
   const std::size_t n = lists.size(), m = q.code.n_parts, part = q.part_dimension();
-  if (numbers.size() != n * m) throw std::invalid_argument("numbers must be (n, n_parts)");
+  check_codes(q, numbers, lists);
   std::vector<float> X(n * q.d), y(q.d);
   for (std::size_t i = 0; i < n; ++i) {
-    if (lists[i] >= q.n_lists()) throw std::invalid_argument("a list is out of range");
     const centroids::Codebook book = codebook_of(q, lists[i]);
     for (std::size_t p = 0; p < m; ++p) {
       const std::size_t number = numbers[i * m + p];
-      if (number >= book.n_centroids) throw std::invalid_argument("a number is out of range");
       for (std::size_t j = 0; j < part; ++j)
         y[p * part + j] = book.values[(p * part + j) * book.n_centroids + number];
     }
@@ -107,6 +116,34 @@ std::vector<float> decode(const LopqView& q, Span<const std::uint8_t> numbers,
     }
   }
   return X;
+}
+
+std::vector<float> code_distances(const LopqView& q, Span<const float> queries,
+                                  Span<const std::uint8_t> numbers, Span<const std::uint32_t> lists,
+                                  int n_threads) {
+  const std::size_t n = lists.size(), m = q.code.n_parts, k = q.code.n_centroids();
+  if (queries.size() % q.d != 0) throw std::invalid_argument("queries must be (m, d)");
+  check_codes(q, numbers, lists);
+  // By list, so that a query needs one table at a time.
+  std::vector<std::size_t> order(n);
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return lists[a] < lists[b]; });
+  const std::size_t n_queries = queries.size() / q.d;
+  std::vector<float> distances(n_queries * n);
+  parallel_for(n_queries, n_threads, [&](std::size_t query, int) {
+    std::vector<float> residual(padded_outputs(q.d)), table(q.table_size());
+    float* out = distances.data() + query * n;
+    for (std::size_t i = 0; i < n; ++i) {
+      const std::size_t row = order[i];
+      if (i == 0 || lists[row] != lists[order[i - 1]])
+        distance_table(q, queries.data() + query * q.d, lists[row], residual.data(), table.data());
+      float sum = 0.0f;
+      for (std::size_t p = 0; p < m; ++p) sum = sum + table[p * k + numbers[row * m + p]];
+      out[row] = sum;
+    }
+  });
+  return distances;
 }
 
 }  // namespace delfsearch

@@ -14,6 +14,9 @@
 namespace delfsearch {
 namespace {
 
+// k-means iterations between two turns of the rotation.
+constexpr std::size_t kRoundIterations = 4;
+
 using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
 // At most `most` of the numbers, at equal spacing.
@@ -76,26 +79,40 @@ std::vector<float> balanced_axes(const Matrix& moment, std::size_t n_parts) {
   return rotation;
 }
 
-// rows of rotated residuals (n, d) -> a codebook (n_parts, d / n_parts, n_centroids).
-std::vector<float> learn_codebook(const std::vector<float>& rotated, std::size_t d,
-                                  const LopqOptions& options, std::uint64_t seed, int n_threads) {
+struct Learned {
+  std::vector<float> codebook;   // (n_parts, d / n_parts, n_centroids)
+  std::size_t n_iterations = 0;  // most of a part
+};
+
+// From rows of rotated residuals (n, d). `start` is a codebook to begin with, or empty.
+Learned learn_codebook(const std::vector<float>& rotated, std::size_t d, const LopqOptions& options,
+                       std::size_t max_iterations, const std::vector<float>& start,
+                       std::uint64_t seed, int n_threads) {
   const std::size_t n = rotated.size() / d, m = options.code.n_parts, part = d / m;
   const std::size_t k = options.code.n_centroids();
-  std::vector<float> codebook(d * k);
+  Learned learned{std::vector<float>(d * k)};
+  std::vector<std::size_t> n_iterations(m);
   parallel_for(m, n_threads, [&](std::size_t p, int) {
     std::vector<float> columns(n * part);
     for (std::size_t i = 0; i < n; ++i)
       for (std::size_t j = 0; j < part; ++j) columns[i * part + j] = rotated[i * d + p * part + j];
     KMeansOptions kmeans_options;
     kmeans_options.k = k;
-    kmeans_options.max_iterations = options.max_iterations;
+    kmeans_options.max_iterations = max_iterations;
     kmeans_options.seed = mix64(seed * 4099 + p);
+    std::vector<float> first(start.empty() ? 0 : k * part);
+    if (!start.empty())
+      for (std::size_t c = 0; c < k; ++c)
+        for (std::size_t j = 0; j < part; ++j) first[c * part + j] = start[(p * part + j) * k + c];
+    kmeans_options.start = first;
     const KMeans found = kmeans(columns, part, kmeans_options);
     for (std::size_t c = 0; c < k; ++c)
       for (std::size_t j = 0; j < part; ++j)
-        codebook[(p * part + j) * k + c] = found.centroids[c * part + j];
+        learned.codebook[(p * part + j) * k + c] = found.centroids[c * part + j];
+    n_iterations[p] = found.n_iterations;
   });
-  return codebook;
+  learned.n_iterations = *std::max_element(n_iterations.begin(), n_iterations.end());
+  return learned;
 }
 
 std::vector<float> rotate(const std::vector<float>& rows, std::size_t d,
@@ -110,7 +127,7 @@ std::vector<float> rotate(const std::vector<float>& rows, std::size_t d,
 }
 
 // Alternates codebooks and the rotation that brings the residuals nearest to what their codes stand
-// for (orthogonal Procrustes).
+// for (orthogonal Procrustes). k-means goes on from the codebook there is, so that no round loses.
 void alternate(const std::vector<float>& residuals, std::size_t d, const LopqOptions& options,
                std::vector<float>& rotation, std::vector<float>& codebook) {
   const std::size_t n = residuals.size() / d, width = padded_outputs(d);
@@ -139,8 +156,9 @@ void alternate(const std::vector<float>& residuals, std::size_t d, const LopqOpt
         rotation[a * width + b] =
             static_cast<float>(best(static_cast<Eigen::Index>(a), static_cast<Eigen::Index>(b)));
     codebook = learn_codebook(rotate(residuals, d, rotation), d, options,
-                              mix64(options.seed) + static_cast<std::uint64_t>(round) + 1,
-                              options.n_threads);
+                              std::min(kRoundIterations, options.max_iterations), codebook, 0,
+                              options.n_threads)
+                   .codebook;
   }
 }
 
@@ -220,7 +238,10 @@ LopqArrays train_lopq(Span<const float> X, Span<const std::uint32_t> lists,
         pooled.data() + i * d, one.data());
     std::copy_n(one.data(), d, turned.data() + i * d);
   }
-  made.codebooks = learn_codebook(turned, d, options, mix64(options.seed), options.n_threads);
+  Learned shared = learn_codebook(turned, d, options, options.max_iterations, {},
+                                  mix64(options.seed), options.n_threads);
+  made.codebooks = std::move(shared.codebook);
+  made.n_iterations = shared.n_iterations;
   if (options.rotation == Rotation::kShared && options.rounds > 0)
     alternate(pooled, d, options, made.rotations, made.codebooks);
 
@@ -232,14 +253,19 @@ LopqArrays train_lopq(Span<const float> X, Span<const std::uint32_t> lists,
         made.codebook_of[list] = static_cast<std::int32_t>(own.size());
       }
     made.codebooks.resize((own.size() + 1) * d * k);
+    std::vector<std::size_t> n_iterations(own.size());
     parallel_for(own.size(), options.n_threads, [&](std::size_t i, int) {
       const std::size_t list = own[i];
       std::vector<float> rows = residuals_of(thin(members[list], options.max_rows_per_list));
       if (made.rotation_of[list] >= 0) rows = rotate(rows, d, rotation_at(made.rotation_of[list]));
-      const auto codebook = learn_codebook(rows, d, options, mix64(options.seed + list + 1), 1);
-      std::copy(codebook.begin(), codebook.end(),
+      const Learned learned = learn_codebook(rows, d, options, options.max_iterations, {},
+                                             mix64(options.seed + list + 1), 1);
+      n_iterations[i] = learned.n_iterations;
+      std::copy(learned.codebook.begin(), learned.codebook.end(),
                 made.codebooks.begin() + static_cast<std::ptrdiff_t>((i + 1) * d * k));
     });
+    for (const std::size_t count : n_iterations)
+      made.n_iterations = std::max(made.n_iterations, count);
   }
   return made;
 }

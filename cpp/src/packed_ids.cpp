@@ -69,9 +69,9 @@ PackedIds pack_ids(Span<const std::uint32_t> values, Span<const std::uint64_t> f
       std::uint64_t* samples = packed.words.data() + packed.starts[s];
       std::uint64_t* high = samples + layout.n_sample_words;
       std::uint64_t* low = high + layout.n_high_words;
-      std::uint32_t before = 0;
+      std::uint64_t before = 0;
       for (std::size_t i = 0; i < n; ++i) {
-        const std::uint32_t value = values[static_cast<std::size_t>(firsts[s]) + i];
+        const std::uint64_t value = values[static_cast<std::size_t>(firsts[s]) + i];
         if (value < before || value >= universe)
           throw std::invalid_argument("values must rise in a sequence and be below universe");
         before = value;
@@ -140,14 +140,20 @@ void PackedIdsView::check(Span<const std::uint64_t> firsts) const {
     const std::uint64_t* samples = words.data() + starts[s];
     const std::uint64_t* high = samples + layout.n_sample_words;
     std::size_t i = 0;
+    std::uint32_t before = 0;
     for (std::size_t word = 0; word < layout.n_high_words; ++word)
       for (std::uint64_t here = high[word]; here != 0; here &= here - 1, ++i) {
         const std::size_t bit = word * 64 + static_cast<std::size_t>(lowest_bit(here));
         if (i >= n) throw std::invalid_argument("a packed sequence holds too many numbers");
         if (i > 0 && i % kSample == 0 && read_bits(samples, (i / kSample - 1) * 32, 32) != bit)
           throw std::invalid_argument("a packed sequence has a wrong sample");
-        if (get(s, n, i) >= universe)
+        // The upper bits first: get gives 32 of a number that may be longer.
+        const bool fits = bit - i <= (universe - 1) >> layout.low_bits;
+        const std::uint32_t value = fits ? get(s, n, i) : 0;
+        if (!fits || value >= universe)
           throw std::invalid_argument("a packed sequence holds a number that is too large");
+        if (value < before) throw std::invalid_argument("a packed sequence does not rise");
+        before = value;
       }
     if (i != n) throw std::invalid_argument("a packed sequence holds too few numbers");
   }

@@ -97,6 +97,16 @@ void kmeans_of_awkward_data() {
   std::vector<float> skewed(5000, 0.0f);
   for (int i = 0; i < 6; ++i) skewed[static_cast<std::size_t>(i) * 800] = 100.0f * (i + 1);
   CHECK(kmeans(skewed, 1, options).inertia == 0.0);
+  // Centroids to begin with, and to end with where no iteration follows.
+  options.start = own;
+  options.max_iterations = 0;
+  const auto moved = gaussian(40 * 3, 14);
+  CHECK(kmeans(moved, 3, options).centroids == own);
+  options.max_iterations = 25;
+  const KMeans onward = kmeans(moved, 3, options);
+  CHECK(onward.n_iterations > 0 && onward.centroids != own);
+  CHECK_THROWS(kmeans(moved, 2, options), std::invalid_argument);
+  options.start = {};
   options.k = 31;
   CHECK_THROWS(kmeans(X, 1, options), std::invalid_argument);
 }
@@ -219,6 +229,8 @@ void search_is_that_of_decoded_vectors() {
         const Built built = build(X, d, n_lists, {4, bits}, rotation, leaf_blocks);
         const auto decoded = decode(built.arrays.view(), built.numbers, built.lists);
         const auto probes = choose_lists(built.arrays.view(), queries, n_probe, 1);
+        const auto squares =
+            code_distances(built.arrays.view(), queries, built.numbers, built.lists, 3);
         for (const std::size_t k : {1, 10, 400}) {
           ScanOptions options;
           options.k = k;
@@ -246,6 +258,8 @@ void search_is_that_of_decoded_vectors() {
               CHECK(std::abs(distance - truth[j]) <= 1e-4 * (1 + truth[j]));
               CHECK(place >= 0 && places.insert(place).second);
               const std::uint64_t row = built.filled.order[static_cast<std::size_t>(place)];
+              // Bit for bit what the codes' distances are without lists and blocks.
+              CHECK(found.squared_distances[q * k + j] == squares[q * n + row]);
               CHECK(row < n &&
                     std::abs(squared(decoded.data() + row * d, queries.data() + q * d, d) -
                              distance) <= 1e-4 * (1 + distance));
@@ -253,6 +267,28 @@ void search_is_that_of_decoded_vectors() {
           }
         }
       }
+}
+
+void what_is_no_code_is_refused() {
+  const std::size_t d = 8;
+  const auto X = gaussian(200 * d, 15);
+  const Built built = build(X, d, 3, {4, 5}, LopqOptions::Rotation::kLocal, 0);
+  const LopqView view = built.arrays.view();
+  std::vector<std::uint8_t> numbers(4, 1);
+  std::vector<std::uint32_t> lists{2};
+  CHECK(decode(view, numbers, lists).size() == d);
+  CHECK(code_distances(view, X, numbers, lists, 2).size() == 200);
+  const auto refused = [&] {
+    CHECK_THROWS(decode(view, numbers, lists), std::invalid_argument);
+    CHECK_THROWS(code_distances(view, X, numbers, lists, 1), std::invalid_argument);
+  };
+  lists[0] = 3;
+  refused();
+  lists[0] = 0;
+  numbers[3] = 32;
+  refused();
+  numbers.pop_back();
+  refused();
 }
 
 void what_is_not_allowed_is_not_found() {
@@ -309,6 +345,7 @@ int main() {
   codes_are_packed_to_the_bit();
   every_instruction_set_scans_alike();
   search_is_that_of_decoded_vectors();
+  what_is_no_code_is_refused();
   what_is_not_allowed_is_not_found();
   few_leaves_are_the_nearest();
   return delfsearch_test::report("test_codes");

@@ -146,6 +146,10 @@ def kmeans(
 def assign_nearest(
     centroids: NDArray[np.float32], X: NDArray[np.float32], n_threads: int
 ) -> tuple[NDArray[np.uint32], NDArray[np.float32]]: ...
+def pack_numbers(n_parts: int, bits: int, numbers: NDArray[np.uint8]) -> NDArray[np.uint8]: ...
+def unpack_numbers(
+    n_parts: int, bits: int, blocks: NDArray[np.uint8], n: int
+) -> NDArray[np.uint8]: ...
 def train_lopq(
     X: NDArray[np.float32],
     lists: NDArray[np.uint32],
@@ -159,7 +163,7 @@ def train_lopq(
     rounds: int,
     seed: int,
     n_threads: int,
-) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32], NDArray[np.int32]]: ...
+) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32], NDArray[np.int32], int]: ...
 
 class LopqView:
     def __init__(
@@ -177,6 +181,13 @@ class LopqView:
     ) -> NDArray[np.uint8]: ...
     def decode(
         self, numbers: NDArray[np.uint8], lists: NDArray[np.uint32]
+    ) -> NDArray[np.float32]: ...
+    def distances(
+        self,
+        queries: NDArray[np.float32],
+        numbers: NDArray[np.uint8],
+        lists: NDArray[np.uint32],
+        n_threads: int,
     ) -> NDArray[np.float32]: ...
     def choose_lists(
         self, queries: NDArray[np.float32], n_probe: int, n_threads: int

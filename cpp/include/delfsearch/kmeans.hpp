@@ -1,5 +1,5 @@
-// Seeded k-means: k-means++ on a sample, Lloyd's iterations with repair of empty clusters, or
-// mini-batches (Sculley 2010).
+// Seeded k-means: k-means++ on a sample (or given centroids), Lloyd's iterations with repair of
+// empty clusters, or mini-batches (Sculley 2010).
 //
 // The result depends on the data, the options and the seed, but not on the number of threads or
 // the instruction set: sums are taken in the order of rows, in double precision. A cluster that
@@ -23,6 +23,7 @@ struct KMeansOptions {
   std::size_t batch_size = 0;  // rows of a mini-batch; 0: all rows, Lloyd's iterations
   std::uint64_t seed = 0;
   int n_threads = 1;
+  Span<const float> start;  // (k, d) to begin with; empty: k-means++
 };
 
 struct KMeans {

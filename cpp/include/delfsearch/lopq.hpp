@@ -45,6 +45,7 @@ struct LopqArrays {
   std::size_t d = 0;
   std::vector<float> coarse, rotations, codebooks;
   std::vector<std::int32_t> rotation_of, codebook_of;
+  std::size_t n_iterations = 0;  // of k-means, the most that a codebook took
 
   LopqView view() const {
     return {code, d, coarse, rotations, rotation_of, codebooks, codebook_of};
@@ -76,6 +77,13 @@ std::vector<std::uint8_t> encode(const LopqView& quantizer, Span<const float> X,
 // (n, d) vectors that numbers stand for.
 std::vector<float> decode(const LopqView& quantizer, Span<const std::uint8_t> numbers,
                           Span<const std::uint32_t> lists);
+
+// Squared distances (m, n) of queries (m, d) to what numbers (n, n_parts) stand for in their lists
+// (n): sums of table entries, the same bits as the scan of posting lists. Cost: m times as many
+// tables as lists occur, and m n n_parts additions.
+std::vector<float> code_distances(const LopqView& quantizer, Span<const float> queries,
+                                  Span<const std::uint8_t> numbers, Span<const std::uint32_t> lists,
+                                  int n_threads);
 
 // The residual of x in the axes of a list; out has room for padded_outputs(d).
 void residual_in_list(const LopqView& quantizer, const float* x, std::size_t list, float* out);

@@ -2,10 +2,10 @@
 // (Elias 1974, Fano 1971).
 //
 // A sequence of n numbers below `universe` keeps the lower l = floor(log2(universe / n)) bits of
-// each as they are, and the rest in unary: number i sets bit (value >> l) + i. That is l + 2 bits a
-// number at most, 0.6 more than the least possible on average, plus a 32-bit sample of where every
-// 256th number's bit lies. Equal numbers may follow each other. Reading one number: O(1), some
-// hundred bits looked at.
+// each as they are, and the rest in unary: number i sets bit (value >> l) + i. That is
+// 2 + log2(universe / n) bits a number at most, 0.6 above what information theory asks, plus a
+// 32-bit sample of where every 256th number's bit lies. Equal numbers may follow each other.
+// Reading one number: O(1), some hundred bits looked at.
 //
 // In memory a sequence is 64-bit words: samples (two a word), upper bits, lower bits.
 #pragma once
@@ -34,7 +34,7 @@ struct PackedIdsView {
   // All n of them.
   void get_all(std::size_t sequence, std::size_t n, std::uint32_t* out) const;
   // Throws std::invalid_argument where a sequence's words do not fit its size or hold a number that
-  // is too large: what a damaged file could hold. O(all).
+  // is too large or smaller than the one before: what a damaged file could hold. O(all).
   void check(Span<const std::uint64_t> firsts) const;
 };
 

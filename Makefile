@@ -68,6 +68,7 @@ $(VENV)/bench: $(VENV)/installed
 bench: $(VENV)/bench
 	@mkdir -p $(OUT)
 	$(BIN)/python benchmarks/neighbors.py $(AT_PHOTOS) --json $(OUT)/neighbors.json
+	$(BIN)/python benchmarks/quantizers.py $(AT_PHOTOS) --json $(OUT)/quantizers.json
 	$(BIN)/python benchmarks/verification.py $(AT_PHOTOS) --json $(OUT)/verification.json
 	$(BIN)/python benchmarks/extraction.py $(AT_PHOTOS) --json $(OUT)/extraction.json
 	$(BIN)/python benchmarks/evaluation.py --json $(OUT)/evaluation.json

@@ -14,8 +14,11 @@ from delfsearch import (
     DelfIndex,
     ImageSearch,
     LocalFeatures,
+    LocallyOptimizedPQ,
     Matches,
+    OptimizedPQ,
     PcaReduction,
+    ProductQuantizer,
     QuantizedKDTree,
     Verifier,
 )
@@ -26,6 +29,10 @@ X = RNG.normal(size=(30, DIMENSION)).astype(np.float32)
 DATABASE = RNG.normal(size=(50, DIMENSION)).astype(np.float32)
 TREE = QuantizedKDTree(leaf_size=8).fit(DATABASE)
 PCA = PcaReduction(3).fit(DATABASE)
+SPLIT = {"n_subquantizers": 1, "bits": 4}
+PQ = OptimizedPQ(**SPLIT).fit(DATABASE)
+LOPQ = LocallyOptimizedPQ(n_lists=3, **SPLIT).fit(DATABASE)
+CODES = PQ.transform(DATABASE)
 
 
 def features(descriptors) -> LocalFeatures:
@@ -76,6 +83,11 @@ LEARN = {
     "QuantizedKDTree.fit": lambda X: list(QuantizedKDTree(leaf_size=8).fit(X).arrays().values()),
     "UniformQuantizer.learn": lambda X: [UniformQuantizer.learn(X).lower],
     "PcaReduction.fit": lambda X: [PcaReduction(1).fit(X).components_],
+    "ProductQuantizer.fit": lambda X: [ProductQuantizer(**SPLIT).fit(X).codebooks_],
+    "OptimizedPQ.fit": lambda X: [OptimizedPQ(**SPLIT).fit(X).rotation_],
+    "LocallyOptimizedPQ.fit": lambda X: [
+        LocallyOptimizedPQ(n_lists=2, **SPLIT).fit(X).cluster_centers_
+    ],
 }
 TAKE = {
     "LocalFeatures": lambda X: [features(X).descriptors],
@@ -86,6 +98,9 @@ ASK = {
     "QuantizedKDTree.query, k > n": lambda X: list(TREE.query(X, k=70, max_leaves=99)),
     "UniformQuantizer.quantize": lambda X: [TREE.quantizer_.quantize(X)],
     "PcaReduction.transform": lambda X: [PCA.transform(X)],
+    "OptimizedPQ.transform": lambda X: [PQ.transform(X)],
+    "OptimizedPQ.squared_distances": lambda X: [PQ.squared_distances(X, CODES)],
+    "LocallyOptimizedPQ.transform": lambda X: [LOPQ.transform(X), LOPQ.predict(X)],
     "DelfIndex.query": lambda X: answer(small_index().query(features(X), k=4)),
     "DelfIndex.query, k > n": lambda X: answer(small_index().query(features(X), k=200)),
     "DelfIndex.query_many": lambda X: answer(small_index().query_many([features(X)] * 2)[1]),
@@ -173,7 +188,10 @@ def test_another_dimension_is_refused_with_both_named(name, d):
     assert str(DIMENSION) in str(error.value)
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if name != "PcaReduction.fit"])
+SEVERAL = ("PcaReduction.fit", "ProductQuantizer.fit", "OptimizedPQ.fit", "LocallyOptimizedPQ.fit")
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name not in SEVERAL])
 def test_one_row_is_enough(name):
     assert len(EVERY[name](X[:1])) >= 1
 
@@ -184,7 +202,7 @@ def test_nothing_is_learned_from_no_rows(name):
         LEARN[name](X[:0])
 
 
-@pytest.mark.parametrize("name", [*TAKE, *(name for name in ASK if "Pca" not in name)])
+@pytest.mark.parametrize("name", [*TAKE, *(name for name in ASK if ".transform" not in name)])
 def test_no_rows_give_an_empty_answer(name):
     assert_equal(EVERY[name](X[:0]), EVERY[name](X[:0].astype(np.float64)))
 

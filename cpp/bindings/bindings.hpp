@@ -40,8 +40,10 @@ Array<T> to_numpy(std::vector<T>&& values) {
 }
 
 void bind_aggregate(py::module_& m);
+void bind_codes(py::module_& m);
 void bind_kdtree(py::module_& m);
 void bind_nms(py::module_& m);
+void bind_packed_ids(py::module_& m);
 void bind_ransac(py::module_& m);
 
 }  // namespace delfsearch::bindings

@@ -9,7 +9,9 @@ PYBIND11_MODULE(_core, m) {
       "simd", [] { return delfsearch::amx() ? "amx" : delfsearch::simd_name(delfsearch::simd()); },
       "The instruction set that the kernels use: scalar, avx2, avx512, amx or neon.");
   delfsearch::bindings::bind_aggregate(m);
+  delfsearch::bindings::bind_codes(m);
   delfsearch::bindings::bind_kdtree(m);
   delfsearch::bindings::bind_nms(m);
+  delfsearch::bindings::bind_packed_ids(m);
   delfsearch::bindings::bind_ransac(m);
 }

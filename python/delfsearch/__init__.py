@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from delfsearch.extraction.reduction import PcaReduction
     from delfsearch.features import LocalFeatures
     from delfsearch.index.delf_index import DelfIndex
+    from delfsearch.index.product_quantizers import (
+        LocallyOptimizedPQ,
+        OptimizedPQ,
+        ProductQuantizer,
+    )
     from delfsearch.index.quantized_kdtree import QuantizedKDTree
     from delfsearch.matches import Hit, Matches
     from delfsearch.search import ImageSearch
@@ -32,9 +37,12 @@ _HOME = {
     "ImageSearch": "delfsearch.search",
     "IndexFormatError": "delfsearch.errors",
     "LocalFeatures": "delfsearch.features",
+    "LocallyOptimizedPQ": "delfsearch.index.product_quantizers",
     "Matches": "delfsearch.matches",
+    "OptimizedPQ": "delfsearch.index.product_quantizers",
     "PcaReduction": "delfsearch.extraction.reduction",
     "PhotoError": "delfsearch.errors",
+    "ProductQuantizer": "delfsearch.index.product_quantizers",
     "QuantizedKDTree": "delfsearch.index.quantized_kdtree",
     "Verifier": "delfsearch.verification.verifier",
     "WeightsError": "delfsearch.errors",
@@ -47,9 +55,12 @@ __all__ = [
     "ImageSearch",
     "IndexFormatError",
     "LocalFeatures",
+    "LocallyOptimizedPQ",
     "Matches",
+    "OptimizedPQ",
     "PcaReduction",
     "PhotoError",
+    "ProductQuantizer",
     "QuantizedKDTree",
     "Verifier",
     "WeightsError",

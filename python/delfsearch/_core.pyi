@@ -113,3 +113,117 @@ class KdTreeView:
         self, queries: NDArray[np.float32], k: int, max_leaves: int, n_threads: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
     def unpack_codes(self, begin: int, end: int) -> NDArray[np.uint8]: ...
+
+def pack_ids(
+    values: NDArray[np.uint32], firsts: NDArray[np.uint64], universe: int, n_threads: int
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]: ...
+
+class PackedIdsView:
+    """Borrows its arrays and keeps them alive."""
+
+    def __init__(
+        self,
+        words: NDArray[np.uint64],
+        starts: NDArray[np.uint64],
+        firsts: NDArray[np.uint64],
+        universe: int,
+        check: bool,
+    ) -> None: ...
+    def get(
+        self, sequences: NDArray[np.uint64], numbers: NDArray[np.uint64]
+    ) -> NDArray[np.uint32]: ...
+    def get_all(self) -> NDArray[np.uint32]: ...
+
+def kmeans(
+    X: NDArray[np.float32],
+    k: int,
+    max_iterations: int,
+    tolerance: float,
+    batch_size: int,
+    seed: int,
+    n_threads: int,
+) -> tuple[NDArray[np.float32], float, int]: ...
+def assign_nearest(
+    centroids: NDArray[np.float32], X: NDArray[np.float32], n_threads: int
+) -> tuple[NDArray[np.uint32], NDArray[np.float32]]: ...
+def pack_numbers(n_parts: int, bits: int, numbers: NDArray[np.uint8]) -> NDArray[np.uint8]: ...
+def unpack_numbers(
+    n_parts: int, bits: int, blocks: NDArray[np.uint8], n: int
+) -> NDArray[np.uint8]: ...
+def train_lopq(
+    X: NDArray[np.float32],
+    lists: NDArray[np.uint32],
+    coarse: NDArray[np.float32],
+    n_parts: int,
+    bits: int,
+    rotation: int,
+    min_rotation_rows: int,
+    min_codebook_rows: int,
+    max_iterations: int,
+    rounds: int,
+    seed: int,
+    n_threads: int,
+) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32], NDArray[np.int32], int]: ...
+
+class LopqView:
+    def __init__(
+        self,
+        n_parts: int,
+        bits: int,
+        coarse: NDArray[np.float32],
+        rotations: NDArray[np.float32],
+        rotation_of: NDArray[np.int32],
+        codebooks: NDArray[np.float32],
+        codebook_of: NDArray[np.int32],
+    ) -> None: ...
+    def encode(
+        self, X: NDArray[np.float32], lists: NDArray[np.uint32], n_threads: int
+    ) -> NDArray[np.uint8]: ...
+    def decode(
+        self, numbers: NDArray[np.uint8], lists: NDArray[np.uint32]
+    ) -> NDArray[np.float32]: ...
+    def distances(
+        self,
+        queries: NDArray[np.float32],
+        numbers: NDArray[np.uint8],
+        lists: NDArray[np.uint32],
+        n_threads: int,
+    ) -> NDArray[np.float32]: ...
+    def choose_lists(
+        self, queries: NDArray[np.float32], n_probe: int, n_threads: int
+    ) -> NDArray[np.uint32]: ...
+    def fill_lists(
+        self,
+        numbers: NDArray[np.uint8],
+        lists: NDArray[np.uint32],
+        leaf_blocks: int,
+        n_threads: int,
+    ) -> tuple[
+        NDArray[np.uint64],
+        NDArray[np.uint32],
+        NDArray[np.uint8],
+        NDArray[np.uint64],
+        NDArray[np.uint32],
+        NDArray[np.uint64],
+    ]: ...
+
+class InvertedFileView:
+    def __init__(
+        self,
+        quantizer: LopqView,
+        first_block: NDArray[np.uint64],
+        sizes: NDArray[np.uint32],
+        blocks: NDArray[np.uint8],
+        leaf_blocks: int,
+        first_leaf: NDArray[np.uint64],
+        present: NDArray[np.uint32],
+    ) -> None: ...
+    def search(
+        self,
+        queries: NDArray[np.float32],
+        probes: NDArray[np.uint32],
+        k: int,
+        max_leaves: int,
+        allowed: NDArray[np.uint64],
+        n_threads: int,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...

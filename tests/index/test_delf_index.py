@@ -13,6 +13,7 @@ from sklearn.exceptions import NotFittedError
 
 from delfsearch import _core
 from delfsearch.features import LocalFeatures
+from delfsearch.index import delf_index as delf_index_module
 from delfsearch.index.delf_index import DelfIndex
 
 ALL = 10**6  # leaves: more than there are
@@ -249,15 +250,19 @@ def test_segments_that_are_mostly_deleted_are_rebuilt():
     assert index.memory_usage()["keypoints"] == 8 * 60
 
 
-def test_memory_usage_adds_up(photos, tmp_path):
-    index = DelfIndex().fit(photos)
+@pytest.mark.parametrize("method", ["kdtree", "ivf"])
+def test_memory_usage_adds_up(photos, tmp_path, method):
+    index = DelfIndex(method=method, code="4x5").fit(photos)
     usage = index.memory_usage()
-    parts = ("codes_and_tree", "keypoints", "scores_and_scales", "photos")
+    searched = {"kdtree": ("codes_and_tree",), "ivf": ("codes", "ids", "leaves", "codebooks")}
+    parts = (*searched[method], "photos", "keypoints", "scores_and_scales")
+    parts += ("exact",) if method == "ivf" else ()
+    assert usage["in_memory"] == sum(usage[part] for part in (*searched[method], "photos"))
     assert usage["total"] == sum(usage[part] for part in parts)
     assert usage["mapped"] == 0
     assert usage["bytes_per_descriptor"] == usage["total"] / index.n_descriptors
     saved = index.save(tmp_path / "index").memory_usage()
-    assert saved["codes_and_tree"] == usage["codes_and_tree"]
+    assert all(saved[part] == usage[part] for part in parts)
     assert 0 < saved["mapped"] <= saved["total"]
 
 
@@ -384,11 +389,14 @@ def test_querying_an_index_without_photos_says_so(query):
 
 def test_parameters_are_checked_when_used():
     photo = make_features(np.random.default_rng(0), 3)
-    with pytest.raises(ValueError, match=r'"ivf".*not available'):
+    with pytest.raises(ValueError, match="code must have parts that divide the dimension, 8"):
         DelfIndex(method="ivf").fit([photo])
     for bad in ({"method": "x"}, {"vote": "x"}, {"k": 0}, {"leaf_size": 0}, {"n_jobs": 0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             DelfIndex(**bad).fit([photo])
+    for bad in ({"code": "5"}, {"n_lists": 0}, {"n_probe": 0}, {"rerank": -1}, {"leaf_size": 70}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            DelfIndex(method="ivf", **{"code": "4x5", **bad}).fit([photo])
 
 
 def test_estimator_contract(photos):
@@ -434,7 +442,9 @@ def test_parameters_set_later_reach_the_trees(photos, query):
     expected = index.query(query)
     index.set_params(n_jobs=2)
     assert same_matches(index.query(query), expected)
-    assert {s.tree.n_jobs for s in index._segments.view.segments if s.tree is not None} == {2}
+    assert {s.searcher.n_jobs for s in index._segments.view.segments if s.searcher is not None} == {
+        2
+    }
     with pytest.raises(ValueError, match="vote must be one of"):
         index.set_params(vote="x").query(query)
 
@@ -476,3 +486,22 @@ def test_the_largest_numbers_are_no_trouble(photos, query):
     with pytest.raises(ValueError, match="ids must fit int64"):
         last.add(photos[1:2])
     assert len(last) == 1
+
+
+def test_auto_settles_on_a_method_and_keeps_it(photos, tmp_path, monkeypatch, caplog):
+    few = DelfIndex(code="4x5").fit(photos)
+    assert few.method == "auto" and few.method_ == "kdtree"
+    monkeypatch.setattr(delf_index_module, "AUTO_LISTS_FROM", 100)
+    caplog.set_level("INFO", logger="delfsearch")
+    many = DelfIndex(code="4x5", n_probe=99).fit(photos)
+    assert many.method_ == "ivf" and 'method="ivf"' in caplog.text
+    few.add(photos)
+    assert few.method_ == "kdtree"
+    many.save(tmp_path / "index")
+    monkeypatch.undo()
+    loaded = DelfIndex.load(tmp_path / "index")
+    assert loaded.method == "auto" and loaded.method_ == "ivf"
+    assert same_matches(loaded.query(photos[0]), many.query(photos[0]))
+    loaded.add(photos[:1])
+    assert loaded.merge().save().method_ == "ivf"
+    assert DelfIndex(method="kdtree").fit(photos).method_ == "kdtree"

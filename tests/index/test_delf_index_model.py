@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from typing import ClassVar
 
 import hypothesis.strategies as st
 import numpy as np
@@ -29,6 +30,8 @@ photos = st.sampled_from(range(len(POOL)))
 class IndexMachine(RuleBasedStateMachine):
     """The model: photo by id, and the highest id ever used. Codes come from the index itself."""
 
+    options: ClassVar = {"max_leaves": ALL, "leaf_size": 16}
+
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="delfsearch-model-"))
@@ -43,7 +46,7 @@ class IndexMachine(RuleBasedStateMachine):
         # Photo 6 settles the range of the quantizer, so that no code is clipped much.
         chosen = [POOL[6], *(POOL[i] for i in first)]
         metadata = [{"path": f"{i}"} for i in range(len(chosen))]
-        self.index = DelfIndex(merge_factor=factor, max_leaves=ALL, leaf_size=16)
+        self.index = DelfIndex(merge_factor=factor, **self.options)
         self.index.fit(chosen, metadata=metadata)
         self.model = dict(enumerate(chosen))
         self.paths = {i: str(i) for i in self.model}
@@ -126,9 +129,11 @@ class IndexMachine(RuleBasedStateMachine):
         fresh = [f for f in decoded.values() if len(f)]
         if not fresh:
             return {}
-        tree = next(s.tree for s in self.index._segments.view.segments if s.tree is not None)
-        codes = tree.quantizer_.quantize(np.concatenate([f.descriptors for f in fresh]))
-        whole = type(tree).from_codes(codes, tree.quantizer_)
+        segments = self.index._segments.view.segments
+        engine = self.index._engine()
+        shared = engine.shared_of(next(s.searcher for s in segments if s.searcher is not None))
+        codes = shared.quantize(np.concatenate([f.descriptors for f in fresh]))
+        whole = engine.build(codes, shared)
         squared, rows = whole.query(QUERY.descriptors, k=9, max_leaves=ALL)
         owner = np.repeat(list(decoded), [len(f) for f in decoded.values()])
         number = np.concatenate([np.arange(len(f)) for f in decoded.values()])
@@ -151,7 +156,22 @@ class IndexMachine(RuleBasedStateMachine):
         return {i: pairs[i] for i in sorted(pairs, key=lambda i: (-votes[i], i))}
 
 
+class ListMachine(IndexMachine):
+    """Posting lists, all of them searched and everything compared exactly."""
+
+    options: ClassVar = {
+        "method": "ivf",
+        "n_lists": 3,
+        "n_probe": ALL,
+        "code": "4x4",
+        "rerank": ALL,
+        "leaf_size": 64,
+        "max_leaves": ALL,
+    }
+
+
 TestIndexModel = IndexMachine.TestCase
-TestIndexModel.settings = settings(
+TestListModel = ListMachine.TestCase
+TestIndexModel.settings = TestListModel.settings = settings(
     max_examples=25, stateful_step_count=12, deadline=None, derandomize=True
 )

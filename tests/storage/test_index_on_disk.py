@@ -22,12 +22,19 @@ from delfsearch.storage.records import NotIndexed
 GOLDEN = Path(__file__).parents[1] / "data" / "index-format-1"
 
 
-@pytest.fixture
-def index(tmp_path) -> DelfIndex:
+METHODS = {
+    "kdtree": {"method": "kdtree"},
+    "ivf": {"method": "ivf", "code": "4x5", "n_lists": 4, "n_probe": 3, "leaf_size": 64},
+}
+
+
+@pytest.fixture(params=list(METHODS))
+def index(tmp_path, request) -> DelfIndex:
     """A saved index with several segments, deletions, labels, notes and an attachment."""
     photos = make_collection()
     metadata = [{"path": f"фото/{i}.jpg", "label": "a", "n": i} for i in range(len(photos))]
-    index = DelfIndex(merge_factor=0, k=12).fit(photos, metadata=metadata)
+    index = DelfIndex(merge_factor=0, k=12, **METHODS[request.param])
+    index.fit(photos, metadata=metadata)
     index.attach("notes", {"text": "é"}, {"values": np.arange(5.0)})
     index.set_not_indexed([NotIndexed("bad.jpg", "unreadable"), NotIndexed("copy.jpg", "same", 0)])
     index.save(tmp_path / "index")
@@ -162,12 +169,13 @@ def test_damage_that_a_query_could_not_survive_is_refused_on_load(index):
             with pytest.raises(IndexFormatError, match="damaged"):
                 DelfIndex.load(index.path)
         file.write_bytes(content)
-    ids = segment / "tree.ids.npy"
-    content = ids.read_bytes()
-    array_files.write_array(ids, np.full_like(np.load(ids), 255))
-    with pytest.raises(IndexFormatError, match="damaged"):
-        DelfIndex.load(index.path)
-    ids.write_bytes(content)
+    for name in {"kdtree": ("tree.ids",), "ivf": ("lists.id_words", "lists.sizes")}[index.method]:
+        ids = segment / f"{name}.npy"
+        content = ids.read_bytes()
+        array_files.write_array(ids, np.full_like(np.load(ids), 255))
+        with pytest.raises(IndexFormatError, match="damaged"):
+            DelfIndex.load(index.path)
+        ids.write_bytes(content)
     DelfIndex.load(index.path, verify=True)
 
 
@@ -383,7 +391,8 @@ def golden_index() -> DelfIndex:
         {"path": "b.jpg", "content_hash": "00" * 32, "camera": "x"},
         None,
     ]
-    index = DelfIndex(k=5, merge_factor=0).fit(photos, metadata=metadata)
+    index = DelfIndex(k=5, merge_factor=0, max_leaves=128, leaf_size=64)
+    index.fit(photos, metadata=metadata)
     index.add([make_features(rng, 3)])
     index.remove([3])
     index.set_not_indexed([NotIndexed("bad.jpg", "unreadable")])

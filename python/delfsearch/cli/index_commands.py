@@ -184,7 +184,7 @@ def _info(arguments: argparse.Namespace) -> int:
         "left out": f"{len(search.skipped_)} unreadable, {len(search.duplicates_)} duplicates",
         "descriptors": f"{index.n_descriptors} of {index.dimension_} dimensions",
         "on disk": f"{format_bytes(size)}, {memory['bytes_per_descriptor']:.1f} bytes a "
-        f"descriptor, {memory['tree_bytes_per_descriptor']:.1f} of them codes and tree",
+        f"descriptor, {memory['in_memory_per_descriptor']:.1f} of them in memory",
         "extractor": _described((index.attachment("extractor") or ({},))[0]),
         "index": _described(index.get_params()),
         "verifier": _described(search.verifier_.get_params()),

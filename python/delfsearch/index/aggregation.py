@@ -76,7 +76,7 @@ class View:
         lists = [
             self._segment_neighbors(s, descriptors, k, max_leaves, photo_starts, excluded)
             for s, segment in enumerate(self.segments)
-            if segment.tree is not None
+            if segment.searcher is not None
         ]
         if not lists:
             shape = (len(descriptors), k)
@@ -102,11 +102,11 @@ class View:
         excluded: Sequence[NDArray[np.int64]],
     ) -> Neighbors:
         segment, base = self.segments[s], self.bases[s]
-        assert segment.tree is not None
+        assert segment.searcher is not None
         ranges = [_row_ranges(segment, ids) for ids in excluded]
         most = max((int((end - begin).sum()) for begin, end in ranges), default=0)
         extra = min(_FIRST_EXTRA, most)
-        squared, ids = segment.tree.query(descriptors, k=k + extra, max_leaves=max_leaves)
+        squared, ids = segment.searcher.query(descriptors, k=k + extra, max_leaves=max_leaves)
         if extra:
             kept = [
                 _without(segment, descriptors[a:b], ids[a:b], squared[a:b], k, max_leaves, *rows)
@@ -178,7 +178,7 @@ def _without(
     end: NDArray[np.int64],
 ) -> Neighbors:
     """Keep k neighbours outside the excluded rows, fetching more where those took their places."""
-    assert segment.tree is not None
+    assert segment.searcher is not None
     limit = k + int((end - begin).sum())
     out_ids, out_squared, kept = _core.filter_neighbors(
         np.ascontiguousarray(ids), np.ascontiguousarray(squared), k, begin, end
@@ -188,7 +188,7 @@ def _without(
     short = np.flatnonzero((kept < k) & (ids[:, -1] >= 0))
     while len(short) and fetched < limit:
         fetched = min(limit, k + 2 * (fetched - k))
-        squared, ids = segment.tree.query(descriptors[short], k=fetched, max_leaves=max_leaves)
+        squared, ids = segment.searcher.query(descriptors[short], k=fetched, max_leaves=max_leaves)
         out_ids[short], out_squared[short], kept = _core.filter_neighbors(
             ids, squared, k, begin, end
         )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from delfsearch.features import LocalFeatures
 from delfsearch.index.delf_index import DelfIndex
 from delfsearch.index.segment import build_segment, check_layout, pack
+from delfsearch.index.segment_set import store_segment
 from delfsearch.storage import tables
 from delfsearch.storage.catalog import FILE_NAME
 from delfsearch.storage.records import NotIndexed
@@ -123,7 +124,7 @@ class IndexBuilder(_Intake):
         self._store.commit()
 
     def finish(self) -> DelfIndex:
-        """Build the tree over everything taken in; returns the index, fitted.
+        """Build the index of everything taken in; returns the index, fitted.
 
         Raises ValueError where no photo was taken in, with the reasons; the folder is empty then.
         """
@@ -142,10 +143,12 @@ class IndexBuilder(_Intake):
             check_layout(chunk, folder)
         if store.catalog.value("dimension") is None:
             store.catalog.set_value("dimension", int(chunks[0]["descriptors"].shape[1]))
-        segment = build_segment(chunks, self._index._options())
+        n_rows = int(store.catalog.scalar("SELECT coalesce(sum(n_features), 0) FROM images"))
+        engine = self._index._choose(n_rows, store)
+        segment = build_segment(chunks, engine)
         for folder in folders:
             store.drop_folder(folder)
-        store.add_folder("segment", segment.arrays())
+        store_segment(store, segment, engine)
         self._index._store_parameters(store)
         store.finish()
         self._index._adopt(store)

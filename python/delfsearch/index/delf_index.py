@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import NotFittedError
 
 from delfsearch._validation import (
     check_choice,
@@ -22,12 +22,23 @@ from delfsearch._validation import (
 from delfsearch.errors import IndexFormatError
 from delfsearch.features import LocalFeatures
 from delfsearch.index.checks import as_ids, check_ids, check_photos, dimension_of
-from delfsearch.index.segment import TreeOptions, pack
+from delfsearch.index.contents import IndexContents
+from delfsearch.index.engines import (
+    AUTO_LISTS_FROM,
+    LEAF_SIZE,
+    MAX_LEAVES,
+    METHODS,
+    Engine,
+    ListEngine,
+    TreeEngine,
+)
+from delfsearch.index.segment import pack
 from delfsearch.index.segment_set import SegmentSet
 from delfsearch.matches import Matches
 from delfsearch.storage import tables
-from delfsearch.storage.records import ImageRecord, NotIndexed
 from delfsearch.storage.store import BUILDING, IndexStore
+
+logger = logging.getLogger("delfsearch")
 
 # Query descriptors searched at a time by query_many: enough to share every leaf's scan.
 _BATCH = 4096
@@ -35,22 +46,25 @@ _BATCH = 4096
 _NOT_STORED = ("n_jobs",)
 
 
-class DelfIndex(BaseEstimator):  # type: ignore[misc]
+class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
     """An index of local features: neighbours of each query feature, grouped by database photo.
 
-    method : "kdtree", 8-bit codes under a KD-tree; "auto" means the same. "ivf" is not available
-        in this release.
-    k, max_leaves, max_candidates : defaults of `query`.
+    method : "kdtree", 8-bit codes under a KD-tree; "ivf", posting lists of product codes, a sixth
+        of the memory; "auto": fit takes the second from 20 million descriptors on, for good.
+    k, max_leaves, max_candidates : defaults of `query`. max_leaves None means 128 of the tree,
+        10,000 of each list.
     max_squared_distance : neighbours beyond it are no putative matches, >= 0; None keeps all k. In
         a small collection the k nearest of any feature are spread over every photo.
-    leaf_size, clip_quantile : of the tree, see QuantizedKDTree.
+    leaf_size : descriptors of a leaf; None means 64 of the tree, 2,048 of the lists.
+    clip_quantile : of the 8 bits, see QuantizedKDTree.
+    n_lists, n_probe, code, rerank, random_state : of the lists, see InvertedFile.
     vote : how photos are shortlisted. "count": a photo's votes are the query features that have a
         neighbour in it; "distance": each counts 1 - d / d_k, with d the squared distance of its
         nearest neighbour in the photo and d_k that of its farthest neighbour of all.
     merge_factor : after `add`, the new segment is merged with every segment up to merge_factor
         times its size, smallest first; so few segments remain. 0 never merges.
     n_jobs : threads of the search, None means 1, -1 all cores. The answers do not depend on it.
-    Learned: dimension_ (columns of the descriptors).
+    Learned: dimension_ (columns of the descriptors); method_, "kdtree" or "ivf".
 
     Image ids are int64, never used twice, also after `remove`. An index made by `fit` lives in
     RAM until `save`; one that was saved or loaded is memory-mapped, and its changes wait for the
@@ -64,13 +78,18 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         *,
         method: str = "auto",
         k: int = 16,
-        max_leaves: int = 128,
-        leaf_size: int = 64,
+        max_leaves: int | None = None,
+        leaf_size: int | None = None,
         clip_quantile: float = 0.9999,
         max_candidates: int = 200,
         max_squared_distance: float | None = None,
         vote: str = "count",
         merge_factor: float = 4.0,
+        n_lists: int = 8000,
+        n_probe: int = 5,
+        code: str = "10x5",
+        rerank: int = 0,
+        random_state: Any = 0,
         n_jobs: int | None = None,
     ) -> None:
         self.method = method
@@ -82,6 +101,11 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         self.max_squared_distance = max_squared_distance
         self.vote = vote
         self.merge_factor = merge_factor
+        self.n_lists = n_lists
+        self.n_probe = n_probe
+        self.code = code
+        self.rerank = rerank
+        self.random_state = random_state
         self.n_jobs = n_jobs
 
     # -- building and changing ----------------------------------------------------------------
@@ -111,7 +135,7 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         chunk = pack(image_ids, photos, dimension)
         store = IndexStore.in_memory()
         store.catalog.set_value("dimension", dimension)
-        segments = SegmentSet(store, self._options())
+        segments = SegmentSet(store, self._choose(sum(map(len, photos)), store))
         segments.append(chunk, records)
         self._store, self._segments = store, segments
         return self
@@ -240,6 +264,8 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         view = self._segments.view
         k = check_integer(self.k if k is None else k, "k", minimum=1)
         leaves = self.max_leaves if max_leaves is None else max_leaves
+        if leaves is None:
+            leaves = MAX_LEAVES[self._method()]
         leaves = check_integer(leaves, "max_leaves", minimum=1)
         candidates = self.max_candidates if max_candidates is None else max_candidates
         candidates = check_integer(candidates, "max_candidates", minimum=1)
@@ -280,12 +306,6 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
                 )
         return answers
 
-    # -- what it holds ------------------------------------------------------------------------
-
-    def __len__(self) -> int:
-        """Return the number of photos."""
-        return int(self._catalog_scalar("SELECT count(*) FROM images"))
-
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_store")
 
@@ -294,77 +314,6 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
             raise TypeError("a fitted DelfIndex is not pickled: save it and load it instead")
         state: dict[str, Any] = super().__getstate__()
         return state
-
-    @property
-    def n_descriptors(self) -> int:
-        """Descriptors of all photos that are in the index."""
-        return int(self._catalog_scalar("SELECT coalesce(sum(n_features), 0) FROM images"))
-
-    @property
-    def ids(self) -> NDArray[np.int64]:
-        """The ids of all photos, rising, (n,) int64."""
-        self._check_fitted()
-        return np.array(self._store.catalog.column("images", "id"), np.int64)
-
-    @property
-    def path(self) -> Path | None:
-        """The folder it was saved to or loaded from, None while it lives in RAM."""
-        self._check_fitted()
-        return self._store.path
-
-    def images(self) -> Iterator[ImageRecord]:
-        """Yield what is known of each photo, in the order of ids."""
-        self._check_fitted()
-        return map(ImageRecord.from_row, self._store.catalog.iterate("images"))
-
-    def image(self, image_id: int) -> ImageRecord:
-        """Return what is known of a photo; KeyError where it is not in the index."""
-        self._check_fitted()
-        rows = self._store.catalog.select("images", "id = ?", (int(image_id),))
-        if not rows:
-            raise KeyError(f"no photo with id {image_id} in the index")
-        return ImageRecord.from_row(rows[0])
-
-    def find(
-        self, *, path: str | None = None, content_hash: str | None = None
-    ) -> list[ImageRecord]:
-        """Return the photos with this path or this content hash, in the order of ids."""
-        self._check_fitted()
-        column, value = ("path", path) if path is not None else ("content_hash", content_hash)
-        rows = self._store.catalog.select("images", f"{column} = ?", (value,))
-        return [ImageRecord.from_row(row) for row in rows]
-
-    def features_of(self, image_id: int) -> LocalFeatures:
-        """Return the features of a photo, descriptors decoded from their 8-bit codes (float32)."""
-        record = self.image(image_id)
-        segment, at = self._segments.locate(record.id)
-        start, stop = int(segment.offsets[at]), int(segment.offsets[at + 1])
-        rows = slice(start, stop)
-        descriptors = np.zeros((0, self.dimension_), np.float32)
-        if segment.tree is not None:
-            descriptors = segment.tree.quantizer_.decode(segment.tree.codes(start, stop))
-        try:
-            return LocalFeatures(
-                keypoints_xy=segment.keypoints_xy[rows],
-                descriptors=descriptors,
-                scores=segment.scores[rows],
-                scales=segment.scales[rows],
-                image_size=(record.width, record.height),
-            )
-        except ValueError as error:
-            raise IndexFormatError(
-                f"photo {image_id} of {self.path or 'the index'} is damaged: {error}; see check()"
-            ) from error
-
-    def memory_usage(self) -> dict[str, float]:
-        """Return bytes by part: codes_and_tree, keypoints, scores_and_scales, photos, total.
-
-        mapped : how many of them are memory-mapped from disk and need RAM only while they are used.
-        tree_bytes_per_descriptor, bytes_per_descriptor : of the tree alone, and of everything.
-        The image table (paths, labels, metadata) stays in its file and is not counted.
-        """
-        self._check_fitted()
-        return self._segments.memory_usage()
 
     # -- on disk ------------------------------------------------------------------------------
 
@@ -427,62 +376,30 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
             raise IndexFormatError(f"{path} is damaged: {error}") from error
         return index
 
-    def check(self) -> list[str]:
-        """Compare every byte on disk with its checksum; returns what is damaged, [] if nothing."""
-        self._check_fitted()
-        return self._store.problems()
-
-    def attach(
-        self, title: str, parameters: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
-    ) -> None:
-        """Keep parameters (JSON) and arrays with the index, replacing what had the same title.
-
-        ImageSearch keeps the extractor's frozen state so.
-        """
-        self._check_fitted()
-        tables.attach(self._store, title, parameters, arrays)
-
-    def attachment(self, title: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
-        """Return what was attached under a title, or None."""
-        self._check_fitted()
-        return tables.attachment(self._store, title)
-
-    def set_not_indexed(self, entries: Iterable[NotIndexed]) -> None:
-        """Note photos that were refused or are duplicates; indexing one later strikes the note."""
-        self._check_fitted()
-        tables.note_not_indexed(self._store, entries)
-
-    def not_indexed(self) -> list[NotIndexed]:
-        """Return the photos noted so, in the order of their paths."""
-        self._check_fitted()
-        return [NotIndexed(*row) for row in self._store.catalog.select("not_indexed")]
-
     # -- inside -------------------------------------------------------------------------------
 
     def _check_parameters(self) -> None:
-        method = check_choice(self.method, "method", ("kdtree", "ivf", "auto"))
-        if method == "ivf":
-            raise ValueError(
-                'method="ivf" (50-bit codes for a billion descriptors) is not available in this '
-                'release; use "kdtree" or "auto"'
-            )
-        for name in ("k", "max_leaves", "leaf_size", "max_candidates"):
+        check_choice(self.method, "method", ("kdtree", "ivf", "auto"))
+        for name in ("k", "max_candidates"):
             check_integer(getattr(self, name), name, minimum=1)
+        for name in ("max_leaves", "leaf_size"):
+            if getattr(self, name) is not None:
+                check_integer(getattr(self, name), name, minimum=1)
+        if self._method() == "ivf":
+            engine = self._engine()
+            assert isinstance(engine, ListEngine)
+            engine.check()
         if self.max_squared_distance is not None:
             check_real(self.max_squared_distance, "max_squared_distance", minimum=0.0)
         check_choice(self.vote, "vote", ("count", "distance"))
         check_real(self.merge_factor, "merge_factor", minimum=0.0)
         check_n_jobs(self.n_jobs)
 
-    def _check_fitted(self) -> None:
-        if not hasattr(self, "_store"):
-            raise NotFittedError("this DelfIndex holds nothing yet; call fit or load first")
-
     def _check_ready(self) -> None:
         """Check parameters, which set_params may have changed, and hand them on."""
         self._check_parameters()
         self._check_fitted()
-        self._segments.configure(self._options())
+        self._segments.configure(self._engine())
 
     def _check_descriptors(self, features: LocalFeatures) -> NDArray[np.float32]:
         if len(features) == 0:
@@ -496,25 +413,52 @@ class DelfIndex(BaseEstimator):  # type: ignore[misc]
         for photo in filled:
             self._check_descriptors(photo)
 
-    @property
-    def dimension_(self) -> int:
-        """Columns of the descriptors."""
-        self._check_fitted()
-        return int(self._store.catalog.value("dimension"))
-
-    def _catalog_scalar(self, sql: str) -> Any:
-        self._check_fitted()
-        return self._store.catalog.scalar(sql)
-
     def _next_id(self) -> int:
         return int(self._store.catalog.value("next_id", 0))
 
-    def _options(self) -> TreeOptions:
-        return TreeOptions(self.leaf_size, self.clip_quantile, self.n_jobs)
+    def _choose(self, n_descriptors: int, store: IndexStore) -> Engine:
+        """Settle the method of a new index, in its store, and return its engine."""
+        method = self.method
+        if method == "auto":
+            method = "ivf" if n_descriptors >= AUTO_LISTS_FROM else "kdtree"
+            logger.info('%d descriptors: method="%s"', n_descriptors, method)
+        self._settled = method
+        store.catalog.set_value("method", method)
+        return self._engine()
+
+    @property
+    def method_(self) -> str:
+        """The method of what is indexed."""
+        self._check_fitted()
+        return self._method()
+
+    def _method(self) -> str:
+        """Return the method that was settled, or else the one asked for, a tree where none is."""
+        settled: str | None = getattr(self, "_settled", None)
+        return settled or ("kdtree" if self.method == "auto" else self.method)
+
+    def _engine(self) -> Engine:
+        method = self._method()
+        leaf_size = LEAF_SIZE[method] if self.leaf_size is None else self.leaf_size
+        if method == "kdtree":
+            return TreeEngine(leaf_size, self.clip_quantile, self.n_jobs)
+        return ListEngine(
+            self.n_lists,
+            self.n_probe,
+            self.code,
+            leaf_size,
+            self.rerank,
+            self.clip_quantile,
+            self.random_state,
+            self.n_jobs,
+        )
 
     def _adopt(self, store: IndexStore) -> None:
         """Show what a store holds."""
-        segments = SegmentSet(store, self._options())
+        settled = store.catalog.value("method", None)
+        if settled is not None:
+            self._settled = check_choice(settled, "method", METHODS)
+        segments = SegmentSet(store, self._engine())
         segments.load()
         self._store, self._segments = store, segments
 

@@ -237,6 +237,10 @@ class QuantizedKDTree(BaseEstimator):  # type: ignore[misc]
             **self._arrays,
         }
 
+    def memory_usage(self) -> dict[str, int]:
+        """Return bytes by part: codes_and_tree, all of it."""
+        return {"codes_and_tree": sum(array.nbytes for array in self.arrays().values())}
+
     @classmethod
     def from_arrays(
         cls, arrays: Mapping[str, NDArray[Any]], params: Mapping[str, Any] | None = None

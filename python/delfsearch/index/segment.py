@@ -1,8 +1,9 @@
-"""A segment: the features of some photos and the tree over them. Immutable but for deletions.
+"""A segment: the features of some photos and what searches them. Immutable but for deletions.
 
 Photos lie in rising order of their ids and their features in the order they came, so a segment's
-row order, with which the tree breaks ties, is (image id, feature number). All segments of an index
-share one quantizer; therefore several segments answer as one would, and merging moves codes only.
+row order, with which a search breaks ties, is (image id, feature number). All segments of an index
+share what their codes mean; therefore several segments answer as one would, and merging moves codes
+only.
 """
 
 from __future__ import annotations
@@ -16,38 +17,20 @@ from numpy.typing import NDArray
 
 from delfsearch.errors import IndexFormatError
 from delfsearch.features import LocalFeatures
-from delfsearch.index.quantized_kdtree import QuantizedKDTree
-from delfsearch.index.uniform_quantizer import UniformQuantizer
+from delfsearch.index.engines import Engine, Searcher, Shared
 
 Arrays = dict[str, NDArray[Any]]
-_TREE = "tree."
-# Rows that the quantizer is learned from at least, where there are as many.
-_QUANTIZER_ROWS = 2**18
 # Per-feature and per-photo arrays, with their dtype on disk and the number of columns.
 _ROW_ARRAYS = {"keypoints_xy": ("<f4", 2), "scores": ("<f4", 0), "scales": ("<f4", 0)}
 _PHOTO_ARRAYS = {"image_ids": "<i8", "offsets": "<i8"}
-
-
-@dataclass(frozen=True)
-class TreeOptions:
-    """How the trees of an index are built."""
-
-    leaf_size: int
-    clip_quantile: float
-    n_jobs: int | None
-
-    def new(self) -> QuantizedKDTree:
-        """Return an unfitted tree."""
-        return QuantizedKDTree(
-            leaf_size=self.leaf_size, clip_quantile=self.clip_quantile, n_jobs=self.n_jobs
-        )
 
 
 @dataclass(eq=False)
 class Segment:
     """Photos with image_ids (p,) rising; photo i owns rows offsets[i]:offsets[i + 1].
 
-    tree : over all rows, None where there are none. removed : (p,) bool, photos deleted since.
+    searcher : of all rows, None where there are none. prefix : of its arrays. removed : (p,) bool,
+    photos deleted since.
     """
 
     image_ids: NDArray[np.int64]
@@ -55,7 +38,8 @@ class Segment:
     keypoints_xy: NDArray[np.float32]
     scores: NDArray[np.float32]
     scales: NDArray[np.float32]
-    tree: QuantizedKDTree | None
+    searcher: Searcher | None
+    prefix: str
     folder: str = ""
     removed: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
 
@@ -75,36 +59,39 @@ class Segment:
 
     def arrays(self) -> Arrays:
         """Return what goes on disk."""
-        tree = {} if self.tree is None else self.tree.arrays()
+        searcher = {} if self.searcher is None else self.searcher.arrays()
         return {
             "image_ids": self.image_ids,
             "offsets": self.offsets,
             "keypoints_xy": self.keypoints_xy,
             "scores": self.scores,
             "scales": self.scales,
-            **{_TREE + name: array for name, array in tree.items()},
+            **{self.prefix + name: array for name, array in searcher.items()},
         }
 
     @staticmethod
     def from_arrays(
-        arrays: Mapping[str, NDArray[Any]], folder: str, options: TreeOptions
+        arrays: Mapping[str, NDArray[Any]], folder: str, engine: Engine, shared: Shared | None
     ) -> Segment:
         """Take a segment back from disk, checking what the core relies on."""
         check_layout(arrays, folder)
-        tree_arrays = {
-            name[len(_TREE) :]: array for name, array in arrays.items() if name.startswith(_TREE)
+        prefix = engine.prefix
+        own = {
+            name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)
         }
         n_rows = len(arrays["keypoints_xy"])
-        if bool(tree_arrays) != (n_rows > 0):
-            raise IndexFormatError(f"{folder} is damaged: its tree does not fit its {n_rows} rows")
-        tree = None
-        if tree_arrays:
+        if bool(own) != (n_rows > 0):
+            raise IndexFormatError(
+                f"{folder} is damaged: its arrays {prefix}* do not fit its {n_rows} rows"
+            )
+        searcher = None
+        if own:
             try:
-                tree = QuantizedKDTree.from_arrays(tree_arrays, options.new().get_params())
+                searcher = engine.open(own, shared, folder)
             except (ValueError, KeyError, TypeError) as error:
                 raise IndexFormatError(f"{folder} is damaged: {error}") from error
         plain = {name: arrays[name] for name in (*_PHOTO_ARRAYS, *_ROW_ARRAYS)}
-        return Segment(tree=tree, folder=folder, **plain)
+        return Segment(searcher=searcher, prefix=prefix, folder=folder, **plain)
 
     def position(self, image_id: int) -> int | None:
         """Return which photo of this segment has the id; None where none has, or it is deleted."""
@@ -123,8 +110,8 @@ class Segment:
         self.removed = self.removed.copy()
         self.removed[positions] = True
         rows = _rows_of(self.offsets, positions)
-        if self.tree is not None and len(rows):
-            self.tree.remove(rows)
+        if self.searcher is not None and len(rows):
+            self.searcher.remove(rows)
 
 
 def check_layout(arrays: Mapping[str, NDArray[Any]], folder: str) -> None:
@@ -174,29 +161,30 @@ def pack(image_ids: Iterable[int], features: Sequence[LocalFeatures], dimension:
 
 def build_segment(
     chunks: Sequence[Mapping[str, NDArray[Any]]],
-    options: TreeOptions,
-    quantizer: UniformQuantizer | None = None,
+    engine: Engine,
+    shared: Shared | None = None,
 ) -> Segment:
     """Build one segment of packed chunks whose ids rise from chunk to chunk.
 
-    quantizer : the frozen one; None learns it from all rows, or from 2**18 to 2**19 of them, evenly
-    spaced, where there are more.
+    shared : what codes mean, settled before; None learns it from all rows, or, where there are more
+    than the engine wants, from as many to twice as many of them, evenly spaced.
     """
     image_ids = _gather(chunks, "image_ids")
     counts = np.concatenate([np.diff(chunk["offsets"]) for chunk in chunks])
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-    tree = None
+    searcher = None
     if offsets[-1] > 0:
-        if quantizer is None:
-            quantizer = _learn_quantizer(chunks, int(offsets[-1]), options)
-        tree = _tree_of(_gather(chunks, "descriptors", quantizer.quantize), quantizer, options)
+        if shared is None:
+            shared = engine.learn(_sample(chunks, int(offsets[-1]), engine))
+        searcher = engine.build(_gather(chunks, "descriptors", shared.quantize), shared)
     return Segment(
         image_ids=image_ids,
         offsets=offsets,
         keypoints_xy=_gather(chunks, "keypoints_xy"),
         scores=_gather(chunks, "scores"),
         scales=_gather(chunks, "scales"),
-        tree=tree,
+        searcher=searcher,
+        prefix=engine.prefix,
     )
 
 
@@ -221,7 +209,7 @@ def _gather(
     return whole
 
 
-def merge_segments(segments: Sequence[Segment], options: TreeOptions) -> Segment:
+def merge_segments(segments: Sequence[Segment], engine: Engine) -> Segment:
     """Build one segment of the photos that are not deleted, from their codes."""
     ids = np.concatenate([segment.image_ids[~segment.removed] for segment in segments])
     order = np.argsort(ids, kind="stable")
@@ -236,41 +224,36 @@ def merge_segments(segments: Sequence[Segment], options: TreeOptions) -> Segment
         parts = [getattr(segment, name)[at] for segment, at in zip(segments, live)]
         return np.ascontiguousarray(np.concatenate(parts)[rows])
 
-    tree = None
-    trees = [segment.tree for segment in segments]
+    searcher = None
+    searchers = [segment.searcher for segment in segments]
     if len(rows):
         codes = np.concatenate(
-            [tree.codes()[at] for tree, at in zip(trees, live) if tree is not None]
+            [one.codes()[at] for one, at in zip(searchers, live) if one is not None]
         )
-        quantizer = next(tree.quantizer_ for tree in trees if tree is not None)
-        tree = _tree_of(np.ascontiguousarray(codes[rows]), quantizer, options)
+        shared = next(engine.shared_of(one) for one in searchers if one is not None)
+        searcher = engine.build(np.ascontiguousarray(codes[rows]), shared)
     return Segment(
         image_ids=np.ascontiguousarray(ids[order]),
         offsets=offsets,
         keypoints_xy=gather("keypoints_xy"),
         scores=gather("scores"),
         scales=gather("scales"),
-        tree=tree,
+        searcher=searcher,
+        prefix=engine.prefix,
     )
 
 
-def _tree_of(
-    codes: NDArray[np.uint8], quantizer: UniformQuantizer, options: TreeOptions
-) -> QuantizedKDTree:
-    return QuantizedKDTree.from_codes(codes, quantizer, **options.new().get_params())
-
-
-def _learn_quantizer(
-    chunks: Sequence[Mapping[str, NDArray[Any]]], n_rows: int, options: TreeOptions
-) -> UniformQuantizer:
-    step = max(1, n_rows // _QUANTIZER_ROWS)
+def _sample(
+    chunks: Sequence[Mapping[str, NDArray[Any]]], n_rows: int, engine: Engine
+) -> NDArray[np.float32]:
+    step = max(1, n_rows // engine.n_learned_from(n_rows))
     parts, start = [], 0
     for chunk in chunks:
         rows = chunk["descriptors"]
         if len(rows):
             parts.append(np.array(rows[(-start) % step :: step]))
         start += len(rows)
-    return UniformQuantizer.learn(np.concatenate(parts), clip_quantile=options.clip_quantile)
+    return np.concatenate(parts)
 
 
 def _rows_of(offsets: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -2,8 +2,8 @@
 
 A log-structured merge: additions make small segments, and a segment is merged with those not much
 larger than itself, so n photos added one by one leave O(log n) segments and each is rewritten
-O(log n) times. All segments share one quantizer, so what a query finds does not depend on how the
-photos are spread over them (as long as it visits all leaves).
+O(log n) times. All segments share what their codes mean, so what a query finds does not depend on
+how the photos are spread over them (as long as it visits all leaves).
 """
 
 from __future__ import annotations
@@ -16,27 +16,32 @@ from numpy.typing import NDArray
 
 from delfsearch.errors import IndexFormatError
 from delfsearch.index.aggregation import View
-from delfsearch.index.segment import Segment, TreeOptions, build_segment, merge_segments
+from delfsearch.index.engines import EXACT, Engine, Shared
+from delfsearch.index.segment import Segment, build_segment, merge_segments
 from delfsearch.storage import tables
 from delfsearch.storage.arrays import array_bytes
 from delfsearch.storage.records import ImageRecord
 from delfsearch.storage.store import IndexStore
 
+# The folder of what the segments share.
+SHARED = "codes"
+
 
 class SegmentSet:
     """The segments that a store holds. Reading `view` is safe beside a change: it is replaced."""
 
-    def __init__(self, store: IndexStore, options: TreeOptions) -> None:
+    def __init__(self, store: IndexStore, engine: Engine) -> None:
         self.store = store
-        self.options = options
+        self.engine = engine
         self.view = View.of([])
+        self.shared: Shared | None = None
 
-    def configure(self, options: TreeOptions) -> None:
-        """Build from now on with these options; threads also for the trees that are there."""
-        self.options = options
+    def configure(self, engine: Engine) -> None:
+        """Build from now on so; threads also for the searchers that are there."""
+        self.engine = engine
         for segment in self.view.segments:
-            if segment.tree is not None and segment.tree.n_jobs != options.n_jobs:
-                segment.tree.n_jobs = options.n_jobs
+            if segment.searcher is not None and segment.searcher.n_jobs != engine.n_jobs:
+                segment.searcher.n_jobs = engine.n_jobs
 
     def load(self) -> None:
         """Map the segments that the catalog names, with its deletions applied.
@@ -45,8 +50,11 @@ class SegmentSet:
         """
         catalog = self.store.catalog
         segments = []
+        self.shared = self._load_shared()
         for folder in self.store.folders("segment"):
-            segment = Segment.from_arrays(self.store.arrays(folder), folder, self.options)
+            segment = Segment.from_arrays(
+                self.store.arrays(folder), folder, self.engine, self.shared
+            )
             removed = catalog.select("deletions", "folder = ?", (folder,))
             if removed:
                 segment.remove(np.array([image_id for _, image_id in removed], np.int64))
@@ -60,14 +68,22 @@ class SegmentSet:
                 f"{self.store.path} is damaged: its segments hold {photos} photos with {rows} "
                 "features and its image table does not say so"
             )
-        dimensions = {s.tree.n_features_in_ for s in segments if s.tree is not None}
+        dimensions = {s.searcher.n_features_in_ for s in segments if s.searcher is not None}
         if not dimensions <= {catalog.value("dimension")}:
             raise IndexFormatError(f"{self.store.path} is damaged: segments differ in dimension")
         self.view = View.of(segments)
 
+    def _load_shared(self) -> Shared | None:
+        folders = self.store.folders(SHARED)
+        if len(folders) > 1:
+            raise IndexFormatError(f"{self.store.path} is damaged: it has {len(folders)} codes")
+        if not folders:
+            return None
+        return self.engine.open_shared(self.store.arrays(folders[0]), folders[0])
+
     @property
     def has_rows(self) -> bool:
-        """Whether there is any feature, deleted ones included; then the quantizer is settled."""
+        """Whether there is any feature, deleted ones included; then what codes mean is settled."""
         return any(segment.n_rows for segment in self.view.segments)
 
     def append(
@@ -77,11 +93,12 @@ class SegmentSet:
         replaced: NDArray[np.int64] | None = None,
     ) -> None:
         """Make a segment of packed features and show it, in place of the photos replaced."""
-        trees = [s.tree for s in self.view.segments if s.tree is not None]
-        segment = build_segment([chunk], self.options, trees[0].quantizer_ if trees else None)
+        searchers = [s.searcher for s in self.view.segments if s.searcher is not None]
+        shared = self.engine.shared_of(searchers[0]) if searchers else self.shared
+        segment = build_segment([chunk], self.engine, shared)
         if replaced is not None:
             self.forget(replaced)
-        segment.folder = self.store.add_folder("segment", segment.arrays())
+        store_segment(self.store, segment, self.engine)
         tables.insert_records(self.store, records)
         self.view = View.of([*self.view.segments, segment])
 
@@ -130,35 +147,50 @@ class SegmentSet:
 
     def merge(self, segments: Sequence[Segment]) -> None:
         """Rebuild some segments as one, without what was deleted from them."""
-        merged = merge_segments(segments, self.options)
+        merged = merge_segments(segments, self.engine)
         for segment in segments:
             self.store.drop_folder(segment.folder)
         kept = [segment for segment in self.view.segments if segment not in segments]
         if len(merged.image_ids):
-            merged.folder = self.store.add_folder("segment", merged.arrays())
+            store_segment(self.store, merged, self.engine)
             kept.append(merged)
         self.view = View.of(kept)
 
     def memory_usage(self) -> dict[str, float]:
         """Return bytes by part, see DelfIndex.memory_usage."""
-        tree = keypoints = values = mapped = 0
-        photos = self.view.nbytes
-        for segment in self.view.segments:
-            tree += 0 if segment.tree is None else array_bytes(segment.tree.arrays())
-            keypoints += segment.keypoints_xy.nbytes
-            values += segment.scores.nbytes + segment.scales.nbytes
-            photos += segment.image_ids.nbytes + segment.offsets.nbytes
-            if self.store.is_stored(segment.folder):
-                mapped += array_bytes(self.store.arrays(segment.folder))
-        n_rows = max(1, sum(segment.n_rows for segment in self.view.segments))
-        total = tree + keypoints + values + photos
+        segments = self.view.segments
+        searchers = [s.searcher for s in segments if s.searcher is not None]
+        parts: dict[str, float] = {}
+        for searcher in searchers:
+            for name, n_bytes in searcher.memory_usage().items():
+                parts[name] = parts.get(name, 0) + n_bytes
+        shared = self.engine.shared_arrays(self.engine.shared_of(searchers[0])) if searchers else {}
+        if shared:
+            parts["codebooks"] = array_bytes(shared)
+        parts["photos"] = self.view.nbytes + sum(
+            segment.image_ids.nbytes + segment.offsets.nbytes for segment in segments
+        )
+        in_memory = sum(n_bytes for name, n_bytes in parts.items() if name != EXACT)
+        parts["keypoints"] = sum(segment.keypoints_xy.nbytes for segment in segments)
+        parts["scores_and_scales"] = sum(s.scores.nbytes + s.scales.nbytes for s in segments)
+        n_rows = max(1, sum(segment.n_rows for segment in segments))
+        total = sum(parts.values())
+        folders = [s.folder for s in segments] + (self.store.folders(SHARED) if shared else [])
+        mapped = [folder for folder in folders if self.store.is_stored(folder)]
         return {
-            "codes_and_tree": tree,
-            "keypoints": keypoints,
-            "scores_and_scales": values,
-            "photos": photos,
+            **parts,
+            "in_memory": in_memory,
             "total": total,
-            "mapped": mapped,
-            "tree_bytes_per_descriptor": tree / n_rows,
+            "mapped": sum(array_bytes(self.store.arrays(folder)) for folder in mapped),
+            "in_memory_per_descriptor": in_memory / n_rows,
             "bytes_per_descriptor": total / n_rows,
         }
+
+
+def store_segment(store: IndexStore, segment: Segment, engine: Engine) -> None:
+    """Put a segment into a store, and what its codes mean, if that is not there yet."""
+    if segment.searcher is not None and not store.folders(SHARED):
+        arrays = engine.shared_arrays(engine.shared_of(segment.searcher))
+        if arrays is not None:
+            store.add_folder(SHARED, arrays)
+    segment.folder = store.add_folder("segment", segment.arrays())

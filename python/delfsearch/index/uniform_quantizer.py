@@ -80,11 +80,11 @@ class UniformQuantizer:
         return _core.decode(self.lower, self.step, check_codes(codes, self.dimension))
 
 
-def check_codes(codes: Any, dimension: int) -> NDArray[np.uint8]:
+def check_codes(codes: Any, dimension: int, *, name: str = "codes") -> NDArray[np.uint8]:
     """Return codes as a C-contiguous (n, dimension) uint8 matrix."""
     array = np.asarray(codes)
     if array.dtype != np.uint8 or array.ndim != 2 or array.shape[1] != dimension:
         raise ValueError(
-            f"codes must be a (n, {dimension}) uint8 array; got {array.dtype} {array.shape}"
+            f"{name} must be a (n, {dimension}) uint8 array; got {array.dtype} {array.shape}"
         )
     return np.ascontiguousarray(array)

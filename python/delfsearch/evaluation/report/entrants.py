@@ -28,6 +28,7 @@ from delfsearch.evaluation.running.fitted import (
 )
 from delfsearch.evaluation.running.runnable import Effort, Runnable, SearchSettings
 from delfsearch.index.delf_index import DelfIndex
+from delfsearch.index.engines import LEAF_SIZE, MAX_LEAVES
 from delfsearch.storage.arrays import hash_file
 
 # Photos that a PCA is learned from.
@@ -113,14 +114,14 @@ def entrant_of(
     """Search as the library does when told nothing; low scores are kept for the measures."""
     index = DelfIndex()
     settings = SearchSettings(
-        leaf_size=index.leaf_size,
+        leaf_size=LEAF_SIZE["kdtree"],
         max_candidates=index.max_candidates,
         max_squared_distance=getattr(system, "max_squared_distance", None),
         min_inliers=4,
         max_answers=500,
         n_jobs=workshop.n_jobs,
     )
-    effort = Effort(index.k, index.max_leaves) if system.kind == "local" else None
+    effort = Effort(index.k, MAX_LEAVES["kdtree"]) if system.kind == "local" else None
     return Entrant(contender, parts, effort, settings, parts[0][0].ran, workshop.device)
 
 

@@ -1,0 +1,247 @@
+// k-means, product quantizers and posting lists.
+#include "bindings.hpp"
+#include "delfsearch/centroids.hpp"
+#include "delfsearch/inverted_file.hpp"
+#include "delfsearch/kmeans.hpp"
+#include "delfsearch/lopq.hpp"
+
+namespace delfsearch::bindings {
+namespace {
+
+using Signed = std::int32_t;
+
+LopqView make_view(std::size_t n_parts, int bits, const Array<float>& coarse,
+                   const Array<float>& rotations, const Array<Signed>& rotation_of,
+                   const Array<float>& codebooks, const Array<Signed>& codebook_of) {
+  LopqView quantizer;
+  quantizer.code = {n_parts, bits};
+  quantizer.d = static_cast<std::size_t>(coarse.shape(1));
+  quantizer.coarse = view(coarse);
+  quantizer.rotations = view(rotations);
+  quantizer.rotation_of = view(rotation_of);
+  quantizer.codebooks = view(codebooks);
+  quantizer.codebook_of = view(codebook_of);
+  return quantizer;
+}
+
+py::ssize_t count(std::size_t n) { return static_cast<py::ssize_t>(n); }
+
+}  // namespace
+
+void bind_codes(py::module_& m) {
+  m.def(
+      "kmeans",
+      [](const Array<float>& X, std::size_t k, std::size_t max_iterations, double tolerance,
+         std::size_t batch_size, std::uint64_t seed, int n_threads) {
+        const auto d = static_cast<std::size_t>(X.shape(1));
+        KMeans found;
+        {
+          py::gil_scoped_release release;
+          found =
+              kmeans(view(X), d, {k, max_iterations, tolerance, batch_size, seed, n_threads, {}});
+        }
+        return py::make_tuple(to_numpy(std::move(found.centroids), {count(k), count(d)}),
+                              found.inertia, found.n_iterations);
+      },
+      py::arg("X").noconvert(), py::arg("k"), py::arg("max_iterations"), py::arg("tolerance"),
+      py::arg("batch_size"), py::arg("seed"), py::arg("n_threads"));
+  m.def(
+      "assign_nearest",
+      [](const Array<float>& centroids, const Array<float>& X, int n_threads) {
+        const auto n = static_cast<std::size_t>(X.shape(0));
+        std::vector<std::uint32_t> numbers(n);
+        std::vector<float> distances(n);
+        {
+          py::gil_scoped_release release;
+          assign_nearest(CentroidSet(view(centroids), static_cast<std::size_t>(X.shape(1))),
+                         view(X), numbers, distances, n_threads);
+        }
+        return py::make_tuple(to_numpy(std::move(numbers)), to_numpy(std::move(distances)));
+      },
+      py::arg("centroids").noconvert(), py::arg("X").noconvert(), py::arg("n_threads"));
+  m.def(
+      "pack_numbers",
+      [](std::size_t n_parts, int bits, const Array<std::uint8_t>& numbers) {
+        const ProductCode code{n_parts, bits};
+        std::vector<std::uint8_t> blocks;
+        {
+          py::gil_scoped_release release;
+          blocks = pack_numbers(code, view(numbers));
+        }
+        const std::size_t n_blocks = blocks.size() / code.block_bytes();
+        return to_numpy(std::move(blocks), {count(n_blocks), count(code.block_bytes())});
+      },
+      py::arg("n_parts"), py::arg("bits"), py::arg("numbers").noconvert());
+  m.def(
+      "unpack_numbers",
+      [](std::size_t n_parts, int bits, const Array<std::uint8_t>& blocks, std::size_t n) {
+        std::vector<std::uint8_t> numbers;
+        {
+          py::gil_scoped_release release;
+          numbers = unpack_numbers({n_parts, bits}, view(blocks), n);
+        }
+        return to_numpy(std::move(numbers), {count(n), count(n_parts)});
+      },
+      py::arg("n_parts"), py::arg("bits"), py::arg("blocks").noconvert(), py::arg("n"));
+  m.def(
+      "train_lopq",
+      [](const Array<float>& X, const Array<std::uint32_t>& lists, const Array<float>& coarse,
+         std::size_t n_parts, int bits, int rotation, std::size_t min_rotation_rows,
+         std::size_t min_codebook_rows, std::size_t max_iterations, int rounds, std::uint64_t seed,
+         int n_threads) {
+        LopqOptions options;
+        options.code = {n_parts, bits};
+        options.rotation = static_cast<LopqOptions::Rotation>(rotation);
+        options.min_rotation_rows = min_rotation_rows;
+        options.min_codebook_rows = min_codebook_rows;
+        options.max_iterations = max_iterations;
+        options.rounds = rounds;
+        options.seed = seed;
+        options.n_threads = n_threads;
+        const auto d = static_cast<std::size_t>(X.shape(1));
+        LopqArrays made;
+        {
+          py::gil_scoped_release release;
+          made = train_lopq(view(X), view(lists), view(coarse), d, options);
+        }
+        const std::size_t width = padded_outputs(d), k = made.code.n_centroids();
+        const std::size_t n_rotations = made.rotations.size() / (d * width);
+        const std::size_t n_codebooks = made.codebooks.size() / (d * k);
+        return py::make_tuple(
+            to_numpy(std::move(made.rotations), {count(n_rotations), count(d), count(width)}),
+            to_numpy(std::move(made.rotation_of)),
+            to_numpy(std::move(made.codebooks),
+                     {count(n_codebooks), count(n_parts), count(d / n_parts), count(k)}),
+            to_numpy(std::move(made.codebook_of)), made.n_iterations);
+      },
+      py::arg("X").noconvert(), py::arg("lists").noconvert(), py::arg("coarse").noconvert(),
+      py::arg("n_parts"), py::arg("bits"), py::arg("rotation"), py::arg("min_rotation_rows"),
+      py::arg("min_codebook_rows"), py::arg("max_iterations"), py::arg("rounds"), py::arg("seed"),
+      py::arg("n_threads"));
+
+  py::class_<LopqView>(m, "LopqView", "Borrows its arrays and keeps them alive.")
+      .def(py::init([](std::size_t n_parts, int bits, const Array<float>& coarse,
+                       const Array<float>& rotations, const Array<Signed>& rotation_of,
+                       const Array<float>& codebooks, const Array<Signed>& codebook_of) {
+             const LopqView made =
+                 make_view(n_parts, bits, coarse, rotations, rotation_of, codebooks, codebook_of);
+             made.check();
+             return made;
+           }),
+           py::arg("n_parts"), py::arg("bits"), py::arg("coarse").noconvert(),
+           py::arg("rotations").noconvert(), py::arg("rotation_of").noconvert(),
+           py::arg("codebooks").noconvert(), py::arg("codebook_of").noconvert(),
+           py::keep_alive<1, 4>(), py::keep_alive<1, 5>(), py::keep_alive<1, 6>(),
+           py::keep_alive<1, 7>(), py::keep_alive<1, 8>())
+      .def(
+          "encode",
+          [](const LopqView& quantizer, const Array<float>& X, const Array<std::uint32_t>& lists,
+             int n_threads) {
+            std::vector<std::uint8_t> numbers;
+            {
+              py::gil_scoped_release release;
+              numbers = encode(quantizer, view(X), view(lists), n_threads);
+            }
+            return to_numpy(std::move(numbers), {X.shape(0), count(quantizer.code.n_parts)});
+          },
+          py::arg("X").noconvert(), py::arg("lists").noconvert(), py::arg("n_threads"))
+      .def(
+          "decode",
+          [](const LopqView& quantizer, const Array<std::uint8_t>& numbers,
+             const Array<std::uint32_t>& lists) {
+            std::vector<float> X;
+            {
+              py::gil_scoped_release release;
+              X = decode(quantizer, view(numbers), view(lists));
+            }
+            return to_numpy(std::move(X), {numbers.shape(0), count(quantizer.d)});
+          },
+          py::arg("numbers").noconvert(), py::arg("lists").noconvert())
+      .def(
+          "distances",
+          [](const LopqView& quantizer, const Array<float>& queries,
+             const Array<std::uint8_t>& numbers, const Array<std::uint32_t>& lists, int n_threads) {
+            std::vector<float> squared;
+            {
+              py::gil_scoped_release release;
+              squared =
+                  code_distances(quantizer, view(queries), view(numbers), view(lists), n_threads);
+            }
+            return to_numpy(std::move(squared), {queries.shape(0), numbers.shape(0)});
+          },
+          py::arg("queries").noconvert(), py::arg("numbers").noconvert(),
+          py::arg("lists").noconvert(), py::arg("n_threads"))
+      .def(
+          "choose_lists",
+          [](const LopqView& quantizer, const Array<float>& queries, std::size_t n_probe,
+             int n_threads) {
+            std::vector<std::uint32_t> probes;
+            {
+              py::gil_scoped_release release;
+              probes = choose_lists(quantizer, view(queries), n_probe, n_threads);
+            }
+            return to_numpy(std::move(probes), {queries.shape(0), count(n_probe)});
+          },
+          py::arg("queries").noconvert(), py::arg("n_probe"), py::arg("n_threads"))
+      .def(
+          "fill_lists",
+          [](const LopqView& quantizer, const Array<std::uint8_t>& numbers,
+             const Array<std::uint32_t>& lists, std::size_t leaf_blocks, int n_threads) {
+            InvertedFileArrays made;
+            {
+              py::gil_scoped_release release;
+              made = fill_lists(quantizer, view(numbers), view(lists), leaf_blocks, n_threads);
+            }
+            return py::make_tuple(
+                to_numpy(std::move(made.first_block)), to_numpy(std::move(made.sizes)),
+                to_numpy(std::move(made.blocks)), to_numpy(std::move(made.first_leaf)),
+                to_numpy(std::move(made.present)), to_numpy(std::move(made.order)));
+          },
+          py::arg("numbers").noconvert(), py::arg("lists").noconvert(), py::arg("leaf_blocks"),
+          py::arg("n_threads"));
+
+  py::class_<InvertedFileView>(m, "InvertedFileView", "Borrows its arrays and keeps them alive.")
+      .def(py::init([](const LopqView& quantizer, const Array<std::uint64_t>& first_block,
+                       const Array<std::uint32_t>& sizes, const Array<std::uint8_t>& blocks,
+                       std::size_t leaf_blocks, const Array<std::uint64_t>& first_leaf,
+                       const Array<std::uint32_t>& present) {
+             InvertedFileView file;
+             file.quantizer = quantizer;
+             file.first_block = view(first_block);
+             file.sizes = view(sizes);
+             file.blocks = view(blocks);
+             file.leaf_blocks = leaf_blocks;
+             file.first_leaf = view(first_leaf);
+             file.present = view(present);
+             file.check();
+             return file;
+           }),
+           py::arg("quantizer"), py::arg("first_block").noconvert(), py::arg("sizes").noconvert(),
+           py::arg("blocks").noconvert(), py::arg("leaf_blocks"), py::arg("first_leaf").noconvert(),
+           py::arg("present").noconvert(), py::keep_alive<1, 2>(), py::keep_alive<1, 3>(),
+           py::keep_alive<1, 4>(), py::keep_alive<1, 5>(), py::keep_alive<1, 7>(),
+           py::keep_alive<1, 8>())
+      .def(
+          "search",
+          [](const InvertedFileView& file, const Array<float>& queries,
+             const Array<std::uint32_t>& probes, std::size_t k, std::size_t max_leaves,
+             const Array<std::uint64_t>& allowed, int n_threads) {
+            ScanOptions options;
+            options.k = k;
+            options.max_leaves = max_leaves;
+            options.allowed = view(allowed);
+            options.n_threads = n_threads;
+            CodeNeighbours found;
+            {
+              py::gil_scoped_release release;
+              found = scan_lists(file, view(queries), view(probes), options);
+            }
+            return py::make_tuple(
+                to_numpy(std::move(found.squared_distances), {queries.shape(0), count(k)}),
+                to_numpy(std::move(found.places), {queries.shape(0), count(k)}));
+          },
+          py::arg("queries").noconvert(), py::arg("probes").noconvert(), py::arg("k"),
+          py::arg("max_leaves"), py::arg("allowed").noconvert(), py::arg("n_threads"));
+}
+
+}  // namespace delfsearch::bindings

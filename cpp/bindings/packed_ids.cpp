@@ -1,0 +1,87 @@
+// Packed ids of posting lists.
+#include "delfsearch/packed_ids.hpp"
+
+#include <stdexcept>
+
+#include "bindings.hpp"
+
+namespace delfsearch::bindings {
+namespace {
+
+// Borrowed arrays and the sizes that they were packed with.
+struct Packed {
+  PackedIdsView ids;
+  Span<const std::uint64_t> firsts;
+
+  std::size_t n_sequences() const { return firsts.size() - 1; }
+  std::size_t size(std::size_t s) const {
+    return static_cast<std::size_t>(firsts[s + 1] - firsts[s]);
+  }
+};
+
+}  // namespace
+
+void bind_packed_ids(py::module_& m) {
+  m.def(
+      "pack_ids",
+      [](const Array<std::uint32_t>& values, const Array<std::uint64_t>& firsts,
+         std::uint64_t universe, int n_threads) {
+        PackedIds packed;
+        {
+          py::gil_scoped_release release;
+          packed = pack_ids(view(values), view(firsts), universe, n_threads);
+        }
+        return py::make_tuple(to_numpy(std::move(packed.words)), to_numpy(std::move(packed.starts)));
+      },
+      py::arg("values").noconvert(), py::arg("firsts").noconvert(), py::arg("universe"),
+      py::arg("n_threads"));
+
+  py::class_<Packed>(m, "PackedIdsView", "Borrows its arrays and keeps them alive.")
+      .def(py::init([](const Array<std::uint64_t>& words, const Array<std::uint64_t>& starts,
+                       const Array<std::uint64_t>& firsts, std::uint64_t universe, bool check) {
+             Packed packed;
+             packed.ids.words = view(words);
+             packed.ids.starts = view(starts);
+             packed.ids.universe = universe;
+             packed.firsts = view(firsts);
+             if (firsts.size() == 0 || starts.size() != firsts.size())
+               throw std::invalid_argument("starts and firsts must have one more than sequences");
+             if (check) packed.ids.check(packed.firsts);
+             return packed;
+           }),
+           py::arg("words").noconvert(), py::arg("starts").noconvert(),
+           py::arg("firsts").noconvert(), py::arg("universe"), py::arg("check"),
+           py::keep_alive<1, 2>(), py::keep_alive<1, 3>(), py::keep_alive<1, 4>())
+      .def(
+          "get",
+          [](const Packed& packed, const Array<std::uint64_t>& sequences,
+             const Array<std::uint64_t>& numbers) {
+            std::vector<std::uint32_t> found(static_cast<std::size_t>(sequences.size()));
+            {
+              py::gil_scoped_release release;
+              const auto in = view(sequences), at = view(numbers);
+              if (in.size() != at.size())
+                throw std::invalid_argument("sequences and numbers must be as many");
+              for (std::size_t i = 0; i < found.size(); ++i) {
+                const auto s = static_cast<std::size_t>(in[i]);
+                if (s >= packed.n_sequences() || at[i] >= packed.size(s))
+                  throw std::invalid_argument("there is no such number");
+                found[i] = packed.ids.get(s, packed.size(s), static_cast<std::size_t>(at[i]));
+              }
+            }
+            return to_numpy(std::move(found));
+          },
+          py::arg("sequences").noconvert(), py::arg("numbers").noconvert())
+      .def("get_all", [](const Packed& packed) {
+        std::vector<std::uint32_t> found(
+            static_cast<std::size_t>(packed.firsts[packed.n_sequences()]));
+        {
+          py::gil_scoped_release release;
+          for (std::size_t s = 0; s < packed.n_sequences(); ++s)
+            packed.ids.get_all(s, packed.size(s), found.data() + packed.firsts[s]);
+        }
+        return to_numpy(std::move(found));
+      });
+}
+
+}  // namespace delfsearch::bindings

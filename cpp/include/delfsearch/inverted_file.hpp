@@ -1,0 +1,76 @@
+// Posting lists of product codes, and their scan (paper Sec. 5.4).
+//
+// Codes lie list after list, in blocks (product_code.hpp); a list's last block is filled up. A list
+// may be cut into leaves of a fixed number of blocks, whose codes lie close to each other; of each
+// leaf it is known which centroids occur in each part, so that no code in it is nearer to a query
+// than the sum of the least entries of these. Leaves are visited in the order of that bound.
+//
+// Arithmetic. The distance of a query to a code is the sum of float32 table entries in the order of
+// parts (lopq.hpp). The scan first compares sums of 8-bit entries that are rounded down, so that
+// what they exclude is farther than the k-th neighbour so far; blocks that may hold something are
+// computed in float32. The result is that of computing everything: the k smallest by (distance,
+// place), whatever the instruction set, the number of threads and the other queries.
+//
+// Cost of a query and a list: a table (d^2 + d 2^bits products), then 64 codes for about n_parts
+// shuffles and additions; up to 4 queries share the unpacking of a block.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "delfsearch/lopq.hpp"
+#include "delfsearch/span.hpp"
+
+namespace delfsearch {
+
+// Borrowed arrays.
+struct InvertedFileView {
+  LopqView quantizer;
+  Span<const std::uint64_t> first_block;  // (n_lists + 1), of each list
+  Span<const std::uint32_t> sizes;        // (n_lists), codes
+  Span<const std::uint8_t> blocks;
+  std::size_t leaf_blocks = 0;           // 0: a list is one leaf
+  Span<const std::uint64_t> first_leaf;  // (n_lists + 1); empty with leaf_blocks 0
+  Span<const std::uint32_t> present;     // (n_leaves, n_parts, 2^bits / 32 or 1): bits of centroids
+
+  std::size_t n_lists() const { return sizes.size(); }
+  void check() const;
+};
+
+struct InvertedFileArrays {
+  std::vector<std::uint64_t> first_block, first_leaf;
+  std::vector<std::uint32_t> sizes, present;
+  std::vector<std::uint8_t> blocks;
+  std::vector<std::uint64_t> order;  // place -> row given; padding has the largest number
+};
+
+// Sorts n coded rows into lists. Within a leaf, and within a list without leaves, rows keep their
+// order. numbers (n, n_parts), lists (n).
+InvertedFileArrays fill_lists(const LopqView& quantizer, Span<const std::uint8_t> numbers,
+                              Span<const std::uint32_t> lists, std::size_t leaf_blocks,
+                              int n_threads);
+
+struct CodeNeighbours {
+  std::vector<float> squared_distances;  // (m, k), +inf where missing
+  std::vector<std::int64_t> places;  // (m, k), code number counted over blocks, -1 where missing
+};
+
+struct ScanOptions {
+  std::size_t k = 64;
+  std::size_t max_leaves = 0;  // visited of a list for a query; 0: all
+  // One bit a place; others are never returned. Empty: all.
+  Span<const std::uint64_t> allowed;
+  int n_threads = 1;
+};
+
+// queries (m, d) row-major; probes (m, n_probe): the lists to scan for each, best first, each at
+// most once.
+CodeNeighbours scan_lists(const InvertedFileView& file, Span<const float> queries,
+                          Span<const std::uint32_t> probes, const ScanOptions& options);
+
+// The n_probe nearest coarse centroids of each query, best first, ties to the lower number.
+std::vector<std::uint32_t> choose_lists(const LopqView& quantizer, Span<const float> queries,
+                                        std::size_t n_probe, int n_threads);
+
+}  // namespace delfsearch

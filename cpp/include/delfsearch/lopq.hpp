@@ -1,0 +1,96 @@
+// Product quantization of residuals, plain or locally optimized (Jegou et al. 2011; Kalantidis and
+// Avrithis 2014; paper Sec. 5.4).
+//
+// A vector x goes to the nearest of n_lists coarse centroids c. Its residual x - c is turned by the
+// list's rotation, which spreads the variance evenly over the parts (eigenvalue allocation), and
+// each part is replaced by the nearest centroid of the list's codebook. A list with too little data
+// shares a rotation and a codebook with the others. One list with centroid 0 and no rotation is a
+// plain product quantizer; with a rotation an optimized one.
+//
+// The distance of a query to a code is that to the vector which the code stands for, taken in the
+// list's own axes: sum over parts, in their order, of table entries in float32 (asymmetric: the
+// query is not encoded). The same bits on every instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "delfsearch/product_code.hpp"
+#include "delfsearch/span.hpp"
+
+namespace delfsearch {
+
+// Borrowed arrays (a memory map, say).
+struct LopqView {
+  ProductCode code;
+  std::size_t d = 0;
+  Span<const float> coarse;              // (n_lists, d)
+  Span<const float> rotations;           // (n_rotations, d, padded d): column o gives output o
+  Span<const std::int32_t> rotation_of;  // (n_lists), -1 for none
+  Span<const float> codebooks;           // (n_codebooks, n_parts, d / n_parts, n_centroids)
+  Span<const std::int32_t> codebook_of;  // (n_lists)
+
+  std::size_t n_lists() const { return d == 0 ? 0 : coarse.size() / d; }
+  std::size_t part_dimension() const { return d / code.n_parts; }
+  std::size_t table_size() const { return code.n_parts * code.n_centroids(); }
+  // Throws std::invalid_argument where sizes disagree or a number is out of range.
+  void check() const;
+};
+
+inline std::size_t padded_outputs(std::size_t d) { return (d + 15) / 16 * 16; }
+
+struct LopqArrays {
+  ProductCode code;
+  std::size_t d = 0;
+  std::vector<float> coarse, rotations, codebooks;
+  std::vector<std::int32_t> rotation_of, codebook_of;
+  std::size_t n_iterations = 0;  // of k-means, the most that a codebook took
+
+  LopqView view() const {
+    return {code, d, coarse, rotations, rotation_of, codebooks, codebook_of};
+  }
+};
+
+struct LopqOptions {
+  ProductCode code;
+  enum class Rotation { kNone, kShared, kLocal } rotation = Rotation::kLocal;
+  std::size_t min_rotation_rows = 400;    // of a list, for a rotation of its own
+  std::size_t min_codebook_rows = 1024;   // of a list, for a codebook of its own; 0: never
+  std::size_t max_rows_per_list = 16384;  // learned from, at equal spacing
+  std::size_t max_shared_rows = 262144;   // likewise, for what lists share
+  std::size_t max_iterations = 25;        // of k-means
+  int rounds = 0;  // of alternating optimization (Ge et al. 2013) of shared rotation and codebook
+  std::uint64_t seed = 0;
+  int n_threads = 1;
+};
+
+// X (n, d) row-major, n >= n_centroids; lists (n): of each row; coarse (n_lists, d). n_parts must
+// divide d.
+LopqArrays train_lopq(Span<const float> X, Span<const std::uint32_t> lists,
+                      Span<const float> coarse, std::size_t d, const LopqOptions& options);
+
+// (n, n_parts) numbers of the rows of X (n, d), each in its list.
+std::vector<std::uint8_t> encode(const LopqView& quantizer, Span<const float> X,
+                                 Span<const std::uint32_t> lists, int n_threads);
+
+// (n, d) vectors that numbers stand for.
+std::vector<float> decode(const LopqView& quantizer, Span<const std::uint8_t> numbers,
+                          Span<const std::uint32_t> lists);
+
+// Squared distances (m, n) of queries (m, d) to what numbers (n, n_parts) stand for in their lists
+// (n): sums of table entries, the same bits as the scan of posting lists. Cost: m times as many
+// tables as lists occur, and m n n_parts additions.
+std::vector<float> code_distances(const LopqView& quantizer, Span<const float> queries,
+                                  Span<const std::uint8_t> numbers, Span<const std::uint32_t> lists,
+                                  int n_threads);
+
+// The residual of x in the axes of a list; out has room for padded_outputs(d).
+void residual_in_list(const LopqView& quantizer, const float* x, std::size_t list, float* out);
+
+// Squared distances of each part of x to the centroids of a list: (n_parts, n_centroids).
+// `residual` is scratch of padded_outputs(d).
+void distance_table(const LopqView& quantizer, const float* x, std::size_t list, float* residual,
+                    float* table);
+
+}  // namespace delfsearch

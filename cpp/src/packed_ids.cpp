@@ -1,0 +1,162 @@
+#include "delfsearch/packed_ids.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "bits.hpp"
+#include "delfsearch/parallel.hpp"
+
+namespace delfsearch {
+namespace {
+
+constexpr std::size_t kSample = 256;
+
+struct Layout {
+  int low_bits;
+  std::size_t n_sample_words, n_high_words, n_low_words;
+  std::size_t words() const { return n_sample_words + n_high_words + n_low_words; }
+};
+
+Layout layout_of(std::size_t n, std::uint64_t universe) {
+  if (n == 0) return {0, 0, 0, 0};
+  int low = 0;
+  while ((universe / n) >> (low + 1)) ++low;
+  const std::size_t samples = (n - 1) / kSample;  // that of number 0 is not kept
+  const std::size_t high = n + static_cast<std::size_t>((universe - 1) >> low) + 1;
+  return {low, (samples + 1) / 2, (high + 63) / 64, (n * static_cast<std::size_t>(low) + 63) / 64};
+}
+
+std::uint64_t read_bits(const std::uint64_t* words, std::size_t at, int n) {
+  if (n == 0) return 0;
+  const std::size_t word = at / 64;
+  const int shift = static_cast<int>(at % 64);
+  std::uint64_t value = words[word] >> shift;
+  if (shift + n > 64) value |= words[word + 1] << (64 - shift);
+  return value & ((std::uint64_t{1} << n) - 1);
+}
+
+void write_bits(std::uint64_t* words, std::size_t at, int n, std::uint64_t value) {
+  if (n == 0) return;
+  const std::size_t word = at / 64;
+  const int shift = static_cast<int>(at % 64);
+  words[word] |= value << shift;
+  if (shift + n > 64) words[word + 1] |= value >> (64 - shift);
+}
+
+}  // namespace
+
+PackedIds pack_ids(Span<const std::uint32_t> values, Span<const std::uint64_t> firsts,
+                   std::uint64_t universe, int n_threads) {
+  if (firsts.empty() || firsts[0] != 0 || firsts[firsts.size() - 1] != values.size())
+    throw std::invalid_argument("firsts must rise from 0 to the number of values");
+  if (universe < 1 || universe > std::uint64_t{1} << 32)
+    throw std::invalid_argument("universe must be 1 to 2^32");
+  const std::size_t n_sequences = firsts.size() - 1;
+  PackedIds packed;
+  packed.starts.assign(n_sequences + 1, 0);
+  for (std::size_t s = 0; s < n_sequences; ++s) {
+    if (firsts[s + 1] < firsts[s]) throw std::invalid_argument("firsts must rise");
+    packed.starts[s + 1] =
+        packed.starts[s] +
+        layout_of(static_cast<std::size_t>(firsts[s + 1] - firsts[s]), universe).words();
+  }
+  packed.words.assign(packed.starts[n_sequences], 0);
+  constexpr std::size_t kTask = 64;
+  parallel_for((n_sequences + kTask - 1) / kTask, n_threads, [&](std::size_t task, int) {
+    for (std::size_t s = task * kTask; s < std::min(n_sequences, (task + 1) * kTask); ++s) {
+      const std::size_t n = static_cast<std::size_t>(firsts[s + 1] - firsts[s]);
+      const Layout layout = layout_of(n, universe);
+      std::uint64_t* samples = packed.words.data() + packed.starts[s];
+      std::uint64_t* high = samples + layout.n_sample_words;
+      std::uint64_t* low = high + layout.n_high_words;
+      std::uint64_t before = 0;
+      for (std::size_t i = 0; i < n; ++i) {
+        const std::uint64_t value = values[static_cast<std::size_t>(firsts[s]) + i];
+        if (value < before || value >= universe)
+          throw std::invalid_argument("values must rise in a sequence and be below universe");
+        before = value;
+        const std::size_t bit = (value >> layout.low_bits) + i;
+        high[bit / 64] |= std::uint64_t{1} << bit % 64;
+        if (i > 0 && i % kSample == 0)
+          write_bits(samples, (i / kSample - 1) * 32, 32, static_cast<std::uint32_t>(bit));
+        write_bits(low, i * static_cast<std::size_t>(layout.low_bits), layout.low_bits,
+                   value & ((std::uint64_t{1} << layout.low_bits) - 1));
+      }
+    }
+  });
+  return packed;
+}
+
+std::uint32_t PackedIdsView::get(std::size_t sequence, std::size_t n, std::size_t i) const {
+  const Layout layout = layout_of(n, universe);
+  const std::uint64_t* samples = words.data() + starts[sequence];
+  const std::uint64_t* high = samples + layout.n_sample_words;
+  const std::uint64_t* low = high + layout.n_high_words;
+  // The bit of number i: from the last sample at or before it.
+  std::size_t left = i % kSample;
+  std::size_t bit = i < kSample ? 0 : read_bits(samples, (i / kSample - 1) * 32, 32);
+  std::size_t word = bit / 64;
+  std::uint64_t here = high[word] & (~std::uint64_t{0} << bit % 64);
+  for (;;) {
+    const auto ones = static_cast<std::size_t>(count_bits(here));
+    if (left < ones) break;
+    left -= ones;
+    here = high[++word];
+  }
+  for (; left > 0; --left) here &= here - 1;
+  bit = word * 64 + static_cast<std::size_t>(lowest_bit(here));
+  const std::uint64_t upper = bit - i;
+  return static_cast<std::uint32_t>(
+      upper << layout.low_bits |
+      read_bits(low, i * static_cast<std::size_t>(layout.low_bits), layout.low_bits));
+}
+
+void PackedIdsView::get_all(std::size_t sequence, std::size_t n, std::uint32_t* out) const {
+  if (n == 0) return;
+  const Layout layout = layout_of(n, universe);
+  const std::uint64_t* high = words.data() + starts[sequence] + layout.n_sample_words;
+  const std::uint64_t* low = high + layout.n_high_words;
+  std::size_t i = 0;
+  for (std::size_t word = 0; i < n && word < layout.n_high_words; ++word)
+    for (std::uint64_t here = high[word]; here != 0 && i < n; here &= here - 1, ++i) {
+      const std::uint64_t upper = word * 64 + static_cast<std::size_t>(lowest_bit(here)) - i;
+      out[i] = static_cast<std::uint32_t>(
+          upper << layout.low_bits |
+          read_bits(low, i * static_cast<std::size_t>(layout.low_bits), layout.low_bits));
+    }
+}
+
+void PackedIdsView::check(Span<const std::uint64_t> firsts) const {
+  if (universe < 1 || universe > std::uint64_t{1} << 32)
+    throw std::invalid_argument("universe must be 1 to 2^32");
+  if (firsts.empty() || starts.size() != firsts.size() || starts[0] != 0 ||
+      starts[starts.size() - 1] != words.size())
+    throw std::invalid_argument("packed ids have another number of sequences or words");
+  for (std::size_t s = 0; s + 1 < starts.size(); ++s) {
+    const auto n = static_cast<std::size_t>(firsts[s + 1] - firsts[s]);
+    const Layout layout = layout_of(n, universe);
+    if (starts[s + 1] < starts[s] || starts[s + 1] - starts[s] != layout.words())
+      throw std::invalid_argument("a packed sequence has another length than its size says");
+    const std::uint64_t* samples = words.data() + starts[s];
+    const std::uint64_t* high = samples + layout.n_sample_words;
+    std::size_t i = 0;
+    std::uint32_t before = 0;
+    for (std::size_t word = 0; word < layout.n_high_words; ++word)
+      for (std::uint64_t here = high[word]; here != 0; here &= here - 1, ++i) {
+        const std::size_t bit = word * 64 + static_cast<std::size_t>(lowest_bit(here));
+        if (i >= n) throw std::invalid_argument("a packed sequence holds too many numbers");
+        if (i > 0 && i % kSample == 0 && read_bits(samples, (i / kSample - 1) * 32, 32) != bit)
+          throw std::invalid_argument("a packed sequence has a wrong sample");
+        // The upper bits first: get gives 32 of a number that may be longer.
+        const bool fits = bit - i <= (universe - 1) >> layout.low_bits;
+        const std::uint32_t value = fits ? get(s, n, i) : 0;
+        if (!fits || value >= universe)
+          throw std::invalid_argument("a packed sequence holds a number that is too large");
+        if (value < before) throw std::invalid_argument("a packed sequence does not rise");
+        before = value;
+      }
+    if (i != n) throw std::invalid_argument("a packed sequence holds too few numbers");
+  }
+}
+
+}  // namespace delfsearch

@@ -1,0 +1,158 @@
+// The loops themselves, in terms of F (kLanes floats), U (their numbers) and the operations that
+// the including file defines.
+
+constexpr int kVectors = static_cast<int>(kBlock) / kLanes;  // a block's
+// Rows at a time: their sums of one block stay in registers.
+constexpr int kRows = 4;
+constexpr int kTile = kVectors < kMostVectors ? kVectors : kMostVectors;  // vectors at a time
+
+struct Least {
+  float value;
+  std::uint32_t number;
+};
+
+// The least lane, ties to the lower number.
+DELFSEARCH_INLINE Least least_lane(F best, U at) {
+  alignas(64) float value[kLanes];
+  alignas(64) std::uint32_t number[kLanes];
+  store(value, best);
+  store(number, at);
+  Least least{value[0], number[0]};
+  for (int j = 1; j < kLanes; ++j) {
+    const bool nearer =
+        value[j] < least.value || (value[j] == least.value && number[j] < least.number);
+    least.value = nearer ? value[j] : least.value;
+    least.number = nearer ? number[j] : least.number;
+  }
+  return least;
+}
+
+template <int kN>
+DELFSEARCH_TARGET void nearest_rows(const Packed& to, const float* x, std::size_t stride,
+                                    std::uint32_t* numbers, float* values) {
+  F best[kN];
+  U at[kN];
+  for (int r = 0; r < kN; ++r) {
+    best[r] = broadcast(std::numeric_limits<float>::infinity());
+    at[r] = broadcast_u(0);
+  }
+  const std::size_t d = to.d;
+  for (std::size_t block = 0; block < to.n_blocks; ++block) {
+    for (int first = 0; first < kVectors; first += kTile) {
+      const std::size_t lane = static_cast<std::size_t>(first) * kLanes;
+      const float* c = to.values + block * d * kBlock + lane;
+      F sum[kN][kTile];
+      for (int r = 0; r < kN; ++r)
+        for (int v = 0; v < kTile; ++v) sum[r][v] = broadcast(0.0f);
+      for (std::size_t i = 0; i < d; ++i, c += kBlock) {
+        F column[kTile];
+        for (int v = 0; v < kTile; ++v) column[v] = load(c + v * kLanes);
+        for (int r = 0; r < kN; ++r) {
+          const F value = broadcast(x[static_cast<std::size_t>(r) * stride + i]);
+          for (int v = 0; v < kTile; ++v) sum[r][v] = sum[r][v] + value * column[v];
+        }
+      }
+      for (int v = 0; v < kTile; ++v) {
+        const std::size_t number = block * kBlock + lane + static_cast<std::size_t>(v) * kLanes;
+        const F half = load(to.half_norms + number);
+        const U these = count_from(static_cast<std::uint32_t>(number));
+        for (int r = 0; r < kN; ++r) {
+          const F value = half - sum[r][v];
+          const auto nearer = below(value, best[r]);  // a tie keeps the lower number
+          best[r] = choose(nearer, value, best[r]);
+          at[r] = choose(nearer, these, at[r]);
+        }
+      }
+    }
+  }
+  for (int r = 0; r < kN; ++r) {
+    const Least least = least_lane(best[r], at[r]);
+    numbers[r] = least.number;
+    values[r] = least.value;
+  }
+}
+
+DELFSEARCH_TARGET void nearest(const Packed& to, const float* x, std::size_t stride, std::size_t n,
+                               std::uint32_t* numbers, float* values) {
+  std::size_t i = 0;
+  for (; i + kRows <= n; i += kRows)
+    nearest_rows<kRows>(to, x + i * stride, stride, numbers + i, values + i);
+  for (; i < n; ++i) nearest_rows<1>(to, x + i * stride, stride, numbers + i, values + i);
+}
+
+DELFSEARCH_TARGET void squared_distances(const Packed& to, const float* x, float* out) {
+  for (std::size_t block = 0; block < to.n_blocks; ++block) {
+    for (int v = 0; v < kVectors; ++v) {
+      const float* c = to.values + block * to.d * kBlock + v * kLanes;
+      F sum = broadcast(0.0f);
+      for (std::size_t i = 0; i < to.d; ++i, c += kBlock) {
+        const F difference = broadcast(x[i]) - load(c);
+        sum = sum + difference * difference;
+      }
+      store(out + block * kBlock + v * kLanes, sum);
+    }
+  }
+}
+
+DELFSEARCH_TARGET void product(const float* a, std::size_t d, std::size_t width, const float* x,
+                               float* out) {
+  for (std::size_t first = 0; first < width; first += 16) {
+    F sum[16 / kLanes];
+    for (int v = 0; v < 16 / kLanes; ++v) sum[v] = broadcast(0.0f);
+    for (std::size_t i = 0; i < d; ++i) {
+      const F value = broadcast(x[i]);
+      for (int v = 0; v < 16 / kLanes; ++v)
+        sum[v] = sum[v] + value * load(a + i * width + first + static_cast<std::size_t>(v) * kLanes);
+    }
+    for (int v = 0; v < 16 / kLanes; ++v)
+      store(out + first + static_cast<std::size_t>(v) * kLanes, sum[v]);
+  }
+}
+
+// sum_i (x_i - c_i)^2 of the 16 centroids from `first` on of a part.
+constexpr int kSixteen = 16 / kLanes;
+DELFSEARCH_INLINE void part_distances(const float* part, std::size_t d, std::size_t n,
+                                      std::size_t first, const float* x, F (&sum)[kSixteen]) {
+  for (int v = 0; v < kSixteen; ++v) sum[v] = broadcast(0.0f);
+  for (std::size_t i = 0; i < d; ++i) {
+    const F value = broadcast(x[i]);
+    for (int v = 0; v < kSixteen; ++v) {
+      const F difference = value - load(part + i * n + first + static_cast<std::size_t>(v) * kLanes);
+      sum[v] = sum[v] + difference * difference;
+    }
+  }
+}
+
+DELFSEARCH_TARGET void part_tables(const Codebook& codebook, const float* x, float* out) {
+  const std::size_t d = codebook.part_dimension, n = codebook.n_centroids;
+  for (std::size_t p = 0; p < codebook.n_parts; ++p) {
+    for (std::size_t first = 0; first < n; first += 16) {
+      F sum[kSixteen];
+      part_distances(codebook.values + p * d * n, d, n, first, x + p * d, sum);
+      for (int v = 0; v < kSixteen; ++v)
+        store(out + p * n + first + static_cast<std::size_t>(v) * kLanes, sum[v]);
+    }
+  }
+}
+
+DELFSEARCH_TARGET void part_nearest(const Codebook& codebook, const float* x,
+                                    std::uint8_t* numbers) {
+  const std::size_t d = codebook.part_dimension, n = codebook.n_centroids;
+  for (std::size_t p = 0; p < codebook.n_parts; ++p) {
+    F best = broadcast(std::numeric_limits<float>::infinity());
+    U at = broadcast_u(0);
+    for (std::size_t first = 0; first < n; first += 16) {
+      F sum[kSixteen];
+      part_distances(codebook.values + p * d * n, d, n, first, x + p * d, sum);
+      for (int v = 0; v < kSixteen; ++v) {
+        const auto nearer = below(sum[v], best);
+        best = choose(nearer, sum[v], best);
+        at = choose(nearer,
+                    count_from(static_cast<std::uint32_t>(first) +
+                               static_cast<std::uint32_t>(v) * kLanes),
+                    at);
+      }
+    }
+    numbers[p] = static_cast<std::uint8_t>(least_lane(best, at).number);
+  }
+}

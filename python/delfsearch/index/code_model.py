@@ -1,0 +1,155 @@
+"""What the codes of an inverted file mean: cells, rotations and codebooks, learned once.
+
+All segments of an index share one, so that they answer as one would; it lies beside them on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from delfsearch import _core
+from delfsearch.errors import IndexFormatError
+from delfsearch.index.uniform_quantizer import UniformQuantizer
+
+Arrays = dict[str, NDArray[Any]]
+
+_LOCAL = 2  # LopqOptions::Rotation
+_DTYPES = {
+    "split": (np.dtype("<i8"), 1),  # parts, bits
+    "lower": (np.dtype("<f4"), 1),
+    "step": (np.dtype("<f4"), 1),
+    "coarse": (np.dtype("<f4"), 2),
+    "rotations": (np.dtype("<f4"), 3),
+    "rotation_of": (np.dtype("<i4"), 1),
+    "codebooks": (np.dtype("<f4"), 4),
+    "codebook_of": (np.dtype("<i4"), 1),
+}
+_LEARNED = ("rotations", "rotation_of", "codebooks", "codebook_of")
+# Rows of a cell, at least, that it learns from on average: fewer rows make fewer cells.
+ROWS_PER_LIST = 32
+_COARSE_ITERATIONS, _CODE_ITERATIONS, _TOLERANCE = 10, 25, 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class CodeModel:
+    """quantizer : of the exact descriptors, 8 bits a dimension, which codes are made from.
+
+    coarse (n_lists, d) float32; rotations, rotation_of, codebooks, codebook_of : see lopq.hpp.
+    """
+
+    quantizer: UniformQuantizer
+    n_parts: int
+    bits: int
+    coarse: NDArray[np.float32]
+    learned: Mapping[str, NDArray[Any]]
+    view: _core.LopqView
+
+    @staticmethod
+    def of(
+        quantizer: UniformQuantizer,
+        n_parts: int,
+        bits: int,
+        coarse: NDArray[np.float32],
+        learned: Mapping[str, NDArray[Any]],
+    ) -> CodeModel:
+        """Put a model together; raises ValueError where its arrays do not belong together."""
+        view = _core.LopqView(n_parts, bits, coarse, *(learned[name] for name in _LEARNED))
+        return CodeModel(quantizer, n_parts, bits, coarse, learned, view)
+
+    @staticmethod
+    def learn(
+        X: NDArray[np.float32],
+        *,
+        n_lists: int,
+        n_parts: int,
+        bits: int,
+        min_rotation_rows: int,
+        min_codebook_rows: int,
+        clip_quantile: float,
+        seed: int,
+        n_threads: int,
+    ) -> CodeModel:
+        """Learn a model from rows (n, d). Fewer rows than 2^bits are repeated to make as many."""
+        quantizer = UniformQuantizer.learn(X, clip_quantile=clip_quantile)
+        rows = quantizer.decode(quantizer.quantize(X))
+        if len(rows) < 2**bits:
+            rows = np.resize(rows, (2**bits, rows.shape[1]))
+        n_cells = max(1, min(n_lists, len(rows) // ROWS_PER_LIST))
+        coarse, _, _ = _core.kmeans(
+            rows, n_cells, _COARSE_ITERATIONS, _TOLERANCE, 0, seed, n_threads
+        )
+        cells, _ = _core.assign_nearest(coarse, rows, n_threads)
+        learned = _core.train_lopq(
+            rows,
+            cells,
+            coarse,
+            n_parts,
+            bits,
+            _LOCAL,
+            min_rotation_rows,
+            min_codebook_rows,
+            _CODE_ITERATIONS,
+            0,
+            seed,
+            n_threads,
+        )
+        return CodeModel.of(quantizer, n_parts, bits, coarse, dict(zip(_LEARNED, learned[:4])))
+
+    @property
+    def dimension(self) -> int:
+        """Columns of the descriptors."""
+        return self.quantizer.dimension
+
+    @property
+    def n_lists(self) -> int:
+        """Cells, each of which has a posting list."""
+        return len(self.coarse)
+
+    def quantize(self, X: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Return the exact codes (n, d) uint8 of rows (n, d)."""
+        return self.quantizer.quantize(X)
+
+    def encode(
+        self, codes: NDArray[np.uint8], n_threads: int
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
+        """Return the cells (n,) and numbers (n, n_parts) of exact codes (n, d)."""
+        rows = self.quantizer.decode(codes)
+        cells, _ = _core.assign_nearest(self.coarse, rows, n_threads)
+        return cells, self.view.encode(rows, cells, n_threads)
+
+    def arrays(self) -> Arrays:
+        """Return what goes on disk."""
+        return {
+            "split": np.array([self.n_parts, self.bits], np.int64),
+            "lower": self.quantizer.lower,
+            "step": self.quantizer.step,
+            "coarse": self.coarse,
+            **self.learned,
+        }
+
+    @staticmethod
+    def from_arrays(arrays: Mapping[str, NDArray[Any]], folder: str) -> CodeModel:
+        """Take a model back from disk; IndexFormatError where it is none."""
+        for name, (dtype, n_axes) in _DTYPES.items():
+            array = arrays.get(name)
+            if array is None or array.dtype != dtype or array.ndim != n_axes:
+                raise IndexFormatError(
+                    f"{folder} is damaged: {name} must be {n_axes}-D {dtype}, and it is "
+                    + ("absent" if array is None else f"{array.dtype} {array.shape}")
+                )
+        if len(arrays["split"]) != 2:
+            raise IndexFormatError(f"{folder} is damaged: split must have two numbers")
+        n_parts, bits = (int(value) for value in arrays["split"])
+        try:
+            quantizer = UniformQuantizer(arrays["lower"], arrays["step"])
+            if quantizer.dimension != arrays["coarse"].shape[1]:
+                raise ValueError("coarse has another dimension than lower")
+            learned = {name: arrays[name] for name in _LEARNED}
+            return CodeModel.of(quantizer, n_parts, bits, arrays["coarse"], learned)
+        except (ValueError, TypeError) as error:
+            raise IndexFormatError(f"{folder} is damaged: {error}") from error

@@ -1,0 +1,422 @@
+"""InvertedFile: nearest neighbours among product codes in posting lists (paper Sec. 5.4).
+
+What is computed, bit for bit, is defined in inverted_file.hpp and lopq.hpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from delfsearch import _core
+from delfsearch._validation import check_integer, check_n_jobs, check_seed, check_vector
+from delfsearch.errors import IndexFormatError
+from delfsearch.index.code_model import CodeModel
+from delfsearch.index.uniform_quantizer import UniformQuantizer, check_codes, check_descriptors
+
+Arrays = dict[str, NDArray[Any]]
+
+_DTYPES = {
+    "shape": (np.dtype("<i8"), 1),  # rows, blocks of a leaf
+    "first_block": (np.dtype("<u8"), 1),
+    "sizes": (np.dtype("<u4"), 1),
+    "blocks": (np.dtype("u1"), 1),
+    "first_leaf": (np.dtype("<u8"), 1),
+    "present": (np.dtype("<u4"), 1),
+    "id_words": (np.dtype("<u8"), 1),
+    "id_starts": (np.dtype("<u8"), 1),
+    "exact": (np.dtype("u1"), 2),  # (rows, d), the 8-bit codes in the order of the rows
+}
+_BLOCK = 64
+_MAX_ROWS = 2**31 - 64
+_ENCODED_AT_ONCE = 1 << 16
+_NOTHING = np.zeros(0, np.uint64)
+
+
+def parse_code(code: Any) -> tuple[int, int]:
+    """Return parts and bits of "10x5": 10 parts of 5 bits. Raises ValueError."""
+    parts, x, bits = str(code).partition("x")
+    if not (x and parts.isdecimal() and bits.isdecimal()):
+        raise ValueError(
+            f'code must be parts x bits, such as "10x5" for 10 parts of 5 bits; got {code!r}'
+        )
+    if not 4 <= int(bits) <= 8 or int(parts) < 1:
+        raise ValueError(f"code must have at least 1 part, of 4 to 8 bits; got {code!r}")
+    return int(parts), int(bits)
+
+
+class InvertedFile(BaseEstimator):  # type: ignore[misc]
+    """Product codes in posting lists, one list for each cell of a coarse quantizer.
+
+    n_lists : cells; fewer where there are fewer than 32 rows for each. n_probe : lists searched for
+        a query, the nearest. code : parts x bits of the codes; the parts divide the dimension.
+    leaf_size : codes of a leaf of a list, a multiple of 64, or 0 for lists without leaves.
+    max_leaves : leaves of a list that a query visits, best bin first.
+    rerank : so many of the best codes are compared once more, by 8 bits a dimension; 0 none.
+    min_rotation_rows, min_codebook_rows : as in LocallyOptimizedPQ. clip_quantile : of the 8 bits.
+    random_state : seed of k-means. n_jobs : threads, None means 1, -1 all cores; they change no
+        result.
+
+    n_features_in_ : the dimension d. model_ : what the codes mean. n_lists_ : cells as built.
+    Source: Sec. 5.4. Differs: codes are of locally optimized product quantizers with a rotation and
+    codebooks where a cell has enough rows; the bound that orders leaves is the least distance that
+    a code of the leaf could have.
+    """
+
+    model_: CodeModel
+    n_features_in_: int
+    n_lists_: int
+
+    def __init__(
+        self,
+        *,
+        n_lists: int = 8000,
+        n_probe: int = 5,
+        code: str = "10x5",
+        leaf_size: int = 2048,
+        max_leaves: int = 10000,
+        rerank: int = 0,
+        min_rotation_rows: int = 400,
+        min_codebook_rows: int = 1024,
+        clip_quantile: float = 0.9999,
+        random_state: Any = 0,
+        n_jobs: int | None = None,
+    ) -> None:
+        self.n_lists = n_lists
+        self.n_probe = n_probe
+        self.code = code
+        self.leaf_size = leaf_size
+        self.max_leaves = max_leaves
+        self.rerank = rerank
+        self.min_rotation_rows = min_rotation_rows
+        self.min_codebook_rows = min_codebook_rows
+        self.clip_quantile = clip_quantile
+        self.random_state = random_state
+        self.n_jobs = n_jobs
+
+    def fit(self, X: Any, y: Any = None) -> InvertedFile:
+        """Learn cells and codes from X (n, d) float32 and put its rows into lists. y : ignored.
+
+        1 <= n < 2^31 - 64, values within +-1e16. Row numbers are the ids that `query` returns.
+        Raises ValueError where X is empty, a value is not finite, or the code's parts do not divide
+        d.
+        """
+        matrix = validate_data(self, X, dtype=np.float32, order="C")
+        matrix = check_descriptors(matrix, "X", min_rows=1)
+        model = self.learn(matrix)
+        return self._fill(model.quantize(matrix), model)
+
+    def learn(self, X: NDArray[np.float32]) -> CodeModel:
+        """Return what codes of rows like X (n, d) mean."""
+        n_parts, bits = self._check_parameters()
+        if X.shape[1] % n_parts:
+            raise ValueError(
+                f"code must have parts that divide the dimension, {X.shape[1]}; got {self.code!r}"
+            )
+        return CodeModel.learn(
+            X,
+            n_lists=self.n_lists,
+            n_parts=n_parts,
+            bits=bits,
+            min_rotation_rows=self.min_rotation_rows,
+            min_codebook_rows=self.min_codebook_rows,
+            clip_quantile=self.clip_quantile,
+            seed=check_seed(self.random_state),
+            n_threads=check_n_jobs(self.n_jobs),
+        )
+
+    @classmethod
+    def from_codes(cls, codes: Any, model: CodeModel, **params: Any) -> InvertedFile:
+        """Put rows that are quantized already into lists.
+
+        codes : (n, d) uint8, n >= 1, made by model.quantize. params : as the constructor takes
+            them.
+        """
+        file = cls(**params)
+        file._check_parameters()
+        matrix = check_codes(codes, model.dimension)
+        if len(matrix) == 0:
+            raise ValueError("codes must have at least 1 row(s); got 0")
+        return file._fill(matrix, model)
+
+    def _check_parameters(self) -> tuple[int, int]:
+        for name in ("n_lists", "n_probe", "max_leaves", "min_rotation_rows", "min_codebook_rows"):
+            check_integer(getattr(self, name), name, minimum=1, maximum=2**31 - 1)
+        check_integer(self.rerank, "rerank", minimum=0, maximum=_MAX_ROWS)
+        leaf_size = check_integer(self.leaf_size, "leaf_size", minimum=0, maximum=2**31)
+        if leaf_size % _BLOCK:
+            raise ValueError(f"leaf_size must be a multiple of {_BLOCK}, or 0; got {leaf_size}")
+        return parse_code(self.code)
+
+    def _fill(self, codes: NDArray[np.uint8], model: CodeModel) -> InvertedFile:
+        n, threads = len(codes), check_n_jobs(self.n_jobs)
+        cells = np.empty(n, np.uint32)
+        numbers = np.empty((n, model.n_parts), np.uint8)
+        for start in range(0, n, _ENCODED_AT_ONCE):
+            part = slice(start, start + _ENCODED_AT_ONCE)
+            cells[part], numbers[part] = model.encode(codes[part], threads)
+        leaf_blocks = self.leaf_size // _BLOCK
+        first_block, sizes, blocks, first_leaf, present, order = model.view.fill_lists(
+            numbers, cells, leaf_blocks, threads
+        )
+        arrays: Arrays = {
+            "first_block": first_block,
+            "sizes": sizes,
+            "blocks": blocks,
+            "first_leaf": first_leaf,
+            "present": present,
+            "exact": codes,
+        }
+        del numbers, cells
+        firsts = _id_firsts(arrays, leaf_blocks)
+        rows = order[order < n].astype(np.uint32)  # what fills up blocks is larger
+        arrays["id_words"], arrays["id_starts"] = _core.pack_ids(rows, firsts, n, threads)
+        self._adopt(model, np.array([n, leaf_blocks], np.int64), arrays, check=False)
+        return self
+
+    def _adopt(
+        self, model: CodeModel, shape: NDArray[np.int64], arrays: Arrays, *, check: bool
+    ) -> None:
+        n, leaf_blocks = (int(value) for value in shape)
+        firsts = _id_firsts(arrays, leaf_blocks)
+        if firsts[-1] != n:
+            raise ValueError(f"lists hold {firsts[-1]} codes, but there are {n} rows")
+        self._lists = _core.InvertedFileView(
+            model.view,
+            arrays["first_block"],
+            arrays["sizes"],
+            arrays["blocks"],
+            leaf_blocks,
+            arrays["first_leaf"],
+            arrays["present"],
+        )
+        self._ids = _core.PackedIdsView(
+            arrays["id_words"], arrays["id_starts"], firsts, max(1, n), check
+        )
+        self.model_ = model
+        self.n_features_in_ = model.dimension
+        self.n_lists_ = model.n_lists
+        self._n_rows, self._leaf_blocks, self._firsts = n, leaf_blocks, firsts
+        self._arrays = arrays
+        self._removed: NDArray[np.bool_] | None = None
+        self._allowed = _NOTHING
+
+    def query(
+        self,
+        X: Any,
+        *,
+        k: int = 64,
+        max_leaves: int | None = None,
+        n_probe: int | None = None,
+        rerank: int | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Find the k nearest codes of each query descriptor in the lists that it is nearest to.
+
+        X : (m, d) float32 of the fitted dimension d, values within +-1e16.
+        k : neighbours, 1 to 2^31 - 64. max_leaves : leaves visited of each list. n_probe : lists.
+        rerank : codes, at least k if not 0, that are compared by 8 bits a dimension. None means the
+            constructor's.
+        Returns squared_distances (m, k) float32, rising, +inf where missing: to what the codes
+            stand for, or, with rerank, to the 8-bit descriptors; ids (m, k) int64, row numbers of
+            fit, -1 where missing. Equal distances are ordered by id.
+        Raises NotFittedError; ValueError where d differs from fit or a value is not finite.
+        """
+        check_is_fitted(self)
+        queries = check_descriptors(X, "X", n_columns=self.n_features_in_)
+        k = check_integer(k, "k", minimum=1, maximum=_MAX_ROWS)
+        leaves = self.max_leaves if max_leaves is None else max_leaves
+        leaves = check_integer(leaves, "max_leaves", minimum=1)
+        probes = self.n_probe if n_probe is None else n_probe
+        probes = min(check_integer(probes, "n_probe", minimum=1), self.n_lists_)
+        again = self.rerank if rerank is None else rerank
+        again = check_integer(again, "rerank", minimum=0, maximum=_MAX_ROWS)
+        if len(queries) == 0:
+            return np.zeros((0, k), np.float32), np.zeros((0, k), np.int64)
+        threads = check_n_jobs(self.n_jobs)
+        lists = self.model_.view.choose_lists(queries, probes, threads)
+        wanted = min(max(k, again), self._n_rows)
+        squared, places = self._lists.search(queries, lists, wanted, leaves, self._allowed, threads)
+        ids = self._rows_at(places)
+        if again:
+            squared = self._exact_distances(queries, ids)
+        order = np.lexsort((np.where(ids < 0, _MAX_ROWS + 64, ids), squared), axis=1)[:, :k]
+        found = np.full((len(queries), k), np.inf, np.float32)
+        rows = np.full((len(queries), k), -1, np.int64)
+        found[:, : order.shape[1]] = np.take_along_axis(squared, order, axis=1)
+        rows[:, : order.shape[1]] = np.take_along_axis(ids, order, axis=1)
+        return found, rows
+
+    def _rows_at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the row of each place, -1 where there is none."""
+        found = np.full(places.shape, -1, np.int64)
+        there = places >= 0
+        at = places[there].astype(np.uint64)
+        block = at // np.uint64(_BLOCK)
+        lists = np.searchsorted(self._arrays["first_block"], block, side="right") - 1
+        within = at - self._arrays["first_block"][lists] * np.uint64(_BLOCK)
+        if self._leaf_blocks:
+            size = np.uint64(self._leaf_blocks * _BLOCK)
+            sequences = self._arrays["first_leaf"][lists] + within // size
+            within = within % size
+        else:
+            sequences = lists.astype(np.uint64)
+        found[there] = self._ids.get(np.ascontiguousarray(sequences), np.ascontiguousarray(within))
+        return found
+
+    def _exact_distances(
+        self, queries: NDArray[np.float32], ids: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Return the squared distances (m, r) of queries to 8-bit descriptors, +inf for id -1."""
+        squared = np.full(ids.shape, np.inf, np.float32)
+        quantizer = self.model_.quantizer
+        for i, (query, row) in enumerate(zip(queries, ids)):
+            there = row >= 0
+            difference = quantizer.decode(self._arrays["exact"][row[there]]).astype(np.float64)
+            difference -= query
+            squared[i, there] = np.einsum("ij,ij->i", difference, difference)
+        return squared
+
+    def __len__(self) -> int:
+        """Return the number of rows, removed ones included."""
+        check_is_fitted(self)
+        return self._n_rows
+
+    @property
+    def quantizer_(self) -> UniformQuantizer:
+        """Range and step of each dimension of the 8-bit descriptors."""
+        check_is_fitted(self)
+        return self.model_.quantizer
+
+    def codes(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
+        """Return the 8-bit codes (stop - start, d) of rows start to stop, removed ones too."""
+        check_is_fitted(self)
+        stop = self._n_rows if stop is None else stop
+        stop = check_integer(stop, "stop", minimum=0, maximum=self._n_rows)
+        start = check_integer(start, "start", minimum=0, maximum=stop)
+        rows: NDArray[np.uint8] = self._arrays["exact"][start:stop]
+        return rows
+
+    def remove(self, rows: Any) -> None:
+        """Keep rows from ever being returned again; those removed before are no error.
+
+        rows : (r,) integers. Not safe beside a query of the same object from another thread.
+        """
+        check_is_fitted(self)
+        wanted = check_vector(rows, "rows", np.int64)
+        if len(wanted) == 0:
+            return
+        if wanted.min() < 0 or wanted.max() >= self._n_rows:
+            raise ValueError(
+                f"rows must lie in [0, {self._n_rows}); got {wanted.min()} to {wanted.max()}"
+            )
+        if self._removed is None:
+            self._removed = np.zeros(self._n_rows, bool)
+        self._removed[wanted] = True
+        self._allowed = self._bits_of(~self._removed)
+
+    def _bits_of(self, wanted: NDArray[np.bool_]) -> NDArray[np.uint64]:
+        """Return a bit for each place, set where its row is wanted."""
+        bits = np.zeros((int(self._arrays["first_block"][-1]), _BLOCK), bool)
+        sizes = self._arrays["sizes"].astype(np.int64)
+        firsts = self._arrays["first_block"][:-1].astype(np.int64) * _BLOCK
+        ends = np.cumsum(sizes)
+        places = np.arange(self._n_rows) + np.repeat(firsts - (ends - sizes), sizes)
+        bits.reshape(-1)[places] = wanted[self._ids.get_all()]
+        packed: NDArray[np.uint64] = np.packbits(bits, axis=1, bitorder="little").view("<u8")[:, 0]
+        return np.ascontiguousarray(packed)
+
+    def arrays(self) -> Arrays:
+        """Return all that `from_arrays` needs but the model: little-endian arrays, not copied."""
+        check_is_fitted(self)
+        return {"shape": np.array([self._n_rows, self._leaf_blocks], np.int64), **self._arrays}
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Mapping[str, NDArray[Any]],
+        model: CodeModel,
+        params: Mapping[str, Any] | None = None,
+    ) -> InvertedFile:
+        """Take a file back from what `arrays` returned; memory maps are used in place.
+
+        Raises IndexFormatError where an array is missing, of another type or size, or holds what no
+        inverted file holds.
+        """
+        file = cls(**dict(params or {}))
+        checked: Arrays = {}
+        for name, (dtype, n_axes) in _DTYPES.items():
+            array = arrays.get(name)
+            if array is None or array.dtype != dtype or array.ndim != n_axes:
+                arrived = "nothing" if array is None else f"{array.dtype} {array.shape}"
+                raise IndexFormatError(f"array {name} must be {n_axes}-D {dtype}; got {arrived}")
+            checked[name] = np.ascontiguousarray(array)
+        shape = checked.pop("shape")
+        exact = checked["exact"]
+        if len(shape) != 2 or shape.min() < 0 or exact.shape != (shape[0], model.dimension):
+            raise IndexFormatError(f"array shape is damaged: {shape.tolist()[:3]}")
+        try:
+            file._adopt(model, shape, checked, check=True)
+        except ValueError as error:
+            raise IndexFormatError(f"posting lists are damaged: {error}") from error
+        return file
+
+    def memory_usage(self) -> dict[str, int]:
+        """Return bytes by part: codes, ids, leaves; exact, which is read for reranking alone."""
+        check_is_fitted(self)
+        parts = {
+            "codes": ("blocks", "first_block", "sizes"),
+            "ids": ("id_words", "id_starts"),
+            "leaves": ("first_leaf", "present"),
+            "exact": ("exact",),
+        }
+        usage = {
+            part: sum(self._arrays[name].nbytes for name in names) for part, names in parts.items()
+        }
+        usage["ids"] += self._firsts.nbytes
+        usage["codes"] += self._allowed.nbytes
+        return usage
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_lists")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The views into the arrays cannot be pickled; they are made anew.
+        state = dict(super().__getstate__())
+        if state.pop("_lists", None) is not None:
+            for name in ("_ids", "model_", "n_lists_", "_firsts", "_allowed"):
+                del state[name]
+            state["_model"] = self.model_.arrays()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        model = state.pop("_model", None)
+        super().__setstate__(state)
+        if model is not None:
+            removed = self._removed
+            shape = np.array([self._n_rows, self._leaf_blocks], np.int64)
+            self._adopt(CodeModel.from_arrays(model, "the model"), shape, self._arrays, check=True)
+            if removed is not None:
+                self.remove(np.flatnonzero(removed))
+
+
+def _id_firsts(arrays: Arrays, leaf_blocks: int) -> NDArray[np.uint64]:
+    """Return where the packed ids of each leaf begin, or of each list without leaves."""
+    sizes = arrays["sizes"].astype(np.int64)
+    if leaf_blocks:
+        leaf_size = leaf_blocks * _BLOCK
+        n_leaves = np.diff(arrays["first_leaf"].astype(np.int64))
+        if len(n_leaves) != len(sizes) or (n_leaves != -(-sizes // leaf_size)).any():
+            raise ValueError("leaves have another number than the lists say")
+        last = sizes - np.maximum(n_leaves - 1, 0) * leaf_size
+        full = np.full(int(n_leaves.sum()), leaf_size, np.int64)
+        full[np.cumsum(n_leaves)[n_leaves > 0] - 1] = last[n_leaves > 0]
+        sizes = full
+    firsts = np.zeros(len(sizes) + 1, np.uint64)
+    np.cumsum(sizes, out=firsts[1:])
+    return firsts

@@ -117,14 +117,11 @@ class SelectionMass:
             photos that both have verified count. options : bootstrap_difference's.
         """
         theirs = self if other is None else other
-        ours, known = set(self.ids), set(theirs.ids)
+        place = {name: i for i, name in enumerate(theirs.ids)}  # folds pool in another order
+        common = [(i, place[name]) for i, name in enumerate(self.ids) if name in place]
         return bootstrap_difference(
-            self._judged(measure, first).take(
-                [i for i, name in enumerate(self.ids) if name in known]
-            ),
-            theirs._judged(measure, second).take(
-                [i for i, name in enumerate(theirs.ids) if name in ours]
-            ),
+            self._judged(measure, first).take([i for i, _ in common]),
+            theirs._judged(measure, second).take([j for _, j in common]),
             _mean_value,
             **options,
         )

@@ -337,7 +337,7 @@ def test_matched_photos_are_written_whole_or_not_at_all(photos, tmp_path, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(CheckpointError, match="pairs.npz .No space left"):
+    with pytest.raises(CheckpointError, match=r"pairs\.npz .No space left"):
         matched.save(path)
     assert [file.name for file in path.parent.iterdir()] == ["pairs.npz"]
     assert path.read_bytes() == before

@@ -31,7 +31,8 @@ void bind_packed_ids(py::module_& m) {
           py::gil_scoped_release release;
           packed = pack_ids(view(values), view(firsts), universe, n_threads);
         }
-        return py::make_tuple(to_numpy(std::move(packed.words)), to_numpy(std::move(packed.starts)));
+        return py::make_tuple(to_numpy(std::move(packed.words)),
+                              to_numpy(std::move(packed.starts)));
       },
       py::arg("values").noconvert(), py::arg("firsts").noconvert(), py::arg("universe"),
       py::arg("n_threads"));

@@ -250,7 +250,7 @@ def test_parts_of_different_pairs_are_pooled(measured):
         for measure in ("mass", "lift", "precision"):
             assert np.array_equal(whole.values(measure, score), measured.values(measure, score))
     turned = SelectionMass.pooled(halves[::-1])  # compared photo by photo, in whatever order
-    found = measured.difference("mass", "l2", "l2", other=turned, n_resamples=20)
+    found = measured.difference("mass", "good", "good", other=turned, n_resamples=20)
     assert found.difference == found.low == found.high == 0.0
     with pytest.raises(ValueError, match="different pairs"):
         SelectionMass.pooled([halves[0], halves[0]])

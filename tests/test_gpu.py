@@ -134,6 +134,14 @@ def test_too_little_memory_for_a_batch(weights, images, monkeypatch):
         assert abs(len(got) - len(other)) <= 4
 
 
+def test_windows_without_anything(weights, tmp_path):
+    extractor = make(weights, "cuda", "bf16")
+    blank = np.full((90, 100, 3), 200, np.uint8)
+    assert [len(f) for f in extractor.transform([blank, blank])] == [0, 0]
+    with pytest.raises(PhotoError):
+        extractor.transform([tmp_path / "absent.jpg"])
+
+
 def test_estimate_and_score_map(weights, images):
     extractor = make(weights, "cuda", "auto")
     assert 0 < extractor.estimate_seconds(10, image_size=(640, 480)) < 60

@@ -61,6 +61,20 @@ def as_on_a_gpu(monkeypatch):
             patched.setattr(extractor_module, "run_in_order", in_windows)
             return [result for _, result in extractor.stream(items)]
 
+    def lazily(extractor, items):
+        extract(extractor, [])
+        current[0] = BatchedExtraction(
+            extractor._runtime(),
+            max_features=extractor.max_features,
+            iou_threshold=1.0,
+            score_threshold=None,
+            best=None,
+        )
+        with monkeypatch.context() as patched:
+            patched.setattr(extractor_module, "run_in_order", in_windows)
+            yield from extractor._stream_selected(items, raw=True)
+
+    extract.lazily = lazily  # type: ignore[attr-defined]
     extract.sizes = sizes  # type: ignore[attr-defined]
     return extract
 
@@ -160,3 +174,26 @@ def test_a_bug_stops_the_stream(full_weights_path, photos, as_on_a_gpu, monkeypa
     monkeypatch.setattr(extractor, "_read", fail)
     with pytest.raises(RuntimeError, match="out of order"):
         as_on_a_gpu(extractor, photos)
+
+
+def test_what_is_read_ahead_is_bounded(full_weights_path, photos, as_on_a_gpu, monkeypatch):
+    monkeypatch.setattr(batches_module, "_MAX_WINDOW_PIXELS", 1)
+    extractor = make(full_weights_path, scales=(0.5,))
+    ahead, yielded = [], 0
+
+    def endless():
+        for n in range(60):
+            ahead.append(n - yielded)
+            yield photos[0]
+
+    for _ in as_on_a_gpu.lazily(extractor, endless()):
+        yielded += 1
+    assert yielded == 60 and max(ahead) <= 12
+
+
+def test_windows_without_anything(full_weights_path, photos, as_on_a_gpu, tmp_path):
+    blank = np.full((60, 70, 3), 200, np.uint8)
+    extractor = make(full_weights_path)
+    assert [len(f) for f in as_on_a_gpu(extractor, [blank] * 4)] == [0] * 4
+    [error] = as_on_a_gpu(extractor, [tmp_path / "absent.jpg"])
+    assert isinstance(error, PhotoError)

@@ -249,8 +249,8 @@ class BatchedExtraction:
         """numbers (2 n,) : the rows wanted of each of the features, then the order of them all."""
         rows = torch.split(numbers[:n], [len(of_level) for _, of_level in wanted])
         parts = [features[of_level].float() for (features, _), of_level in zip(wanted, rows)]
-        joined = torch.cat(parts) if parts else torch.zeros(0, N_CHANNELS)
-        joined = joined[numbers[n:].to(joined.device)]
+        parts = parts or [torch.zeros(0, N_CHANNELS, device=self.runtime.device)]
+        joined = torch.cat(parts)[numbers[n:]]
         return joined if self.finish is None else self.finish(joined)
 
     def _send(self, x: Tensor) -> Tensor:
@@ -315,10 +315,11 @@ def run_in_windows(
         window: list[tuple[Item, Staged | PhotoError]] = []
         n_pixels = 0
         while len(window) < max_window:
-            for item in source:
-                pending.append((item, reading.submit(staged, item)))
-                if len(pending) >= max(max_window, 2 * n_readers):
+            while len(pending) < max(max_window, 2 * n_readers):
+                item = next(source, _END)
+                if item is _END:
                     break
+                pending.append((item, reading.submit(staged, item)))  # type: ignore[arg-type]
             if not pending:
                 break
             item, future = pending[0]
@@ -365,4 +366,5 @@ def run_in_windows(
         finishing.shutdown(wait=True, cancel_futures=True)
 
 
+_END: Any = object()
 _NOTHING = torch.empty(0, dtype=torch.uint8)

@@ -148,7 +148,7 @@ class IndexBuilder(_Intake):
         segment = build_segment(chunks, engine)
         for folder in folders:
             store.drop_folder(folder)
-        store_segment(store, segment, engine)
+        store_segment(store, segment, engine, learned=True)
         self._index._store_parameters(store)
         store.finish()
         self._index._adopt(store)
@@ -172,6 +172,7 @@ class IndexBuilder(_Intake):
                     f"got {photo.dimension}"
                 )
         if known is None:
+            self._index._check_code(dimension)
             catalog.set_value("dimension", dimension)
         return dimension
 

@@ -32,6 +32,7 @@ from delfsearch.index.engines import (
     ListEngine,
     TreeEngine,
 )
+from delfsearch.index.inverted_file import check_split, parse_code
 from delfsearch.index.segment import pack
 from delfsearch.index.segment_set import SegmentSet
 from delfsearch.matches import Matches
@@ -49,15 +50,17 @@ _NOT_STORED = ("n_jobs",)
 class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
     """An index of local features: neighbours of each query feature, grouped by database photo.
 
-    method : "kdtree", 8-bit codes under a KD-tree; "ivf", posting lists of product codes, a sixth
-        of the memory; "auto": fit takes the second from 20 million descriptors on, for good.
+    method : "kdtree", 8-bit codes under a KD-tree; "ivf", posting lists of product codes, in a
+        fraction of the memory; "auto": fit takes the second from 20 million descriptors on, where
+        the code's parts divide the dimension.
     k, max_leaves, max_candidates : defaults of `query`. max_leaves None means 128 of the tree,
         10,000 of each list.
     max_squared_distance : neighbours beyond it are no putative matches, >= 0; None keeps all k. In
         a small collection the k nearest of any feature are spread over every photo.
     leaf_size : descriptors of a leaf; None means 64 of the tree, 2,048 of the lists.
     clip_quantile : of the 8 bits, see QuantizedKDTree.
-    n_lists, n_probe, code, rerank, random_state : of the lists, see InvertedFile.
+    n_lists, n_probe, code, rerank, random_state : of the lists, see InvertedFile. rerank counts in
+        each segment, and what exclude_ids leaves out counts as well.
     vote : how photos are shortlisted. "count": a photo's votes are the query features that have a
         neighbour in it; "distance": each counts 1 - d / d_k, with d the squared distance of its
         nearest neighbour in the photo and d_k that of its farthest neighbour of all.
@@ -132,12 +135,14 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
         image_ids = check_ids(ids, len(photos), "ids") if ids is not None else range(len(photos))
         records = tables.make_records(image_ids, photos, metadata)
         dimension = dimension_of(photos)
+        self._check_code(dimension)
         chunk = pack(image_ids, photos, dimension)
         store = IndexStore.in_memory()
         store.catalog.set_value("dimension", dimension)
         segments = SegmentSet(store, self._choose(sum(map(len, photos)), store))
         segments.append(chunk, records)
         self._store, self._segments = store, segments
+        self._settled = store.catalog.value("method")
         return self
 
     def add(
@@ -326,7 +331,7 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
             the last state that was saved.
         Raises PermissionError where it cannot be written, FileExistsError where something is there.
         """
-        self._check_fitted()
+        self._check_ready()
         target = None if path is None else Path(path)
         if target is None and self._store.path is None:
             raise ValueError("path must be given: this index lives in RAM and has no folder yet")
@@ -385,8 +390,8 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
         for name in ("max_leaves", "leaf_size"):
             if getattr(self, name) is not None:
                 check_integer(getattr(self, name), name, minimum=1)
-        if self._method() == "ivf":
-            engine = self._engine()
+        if self.method != "kdtree":
+            engine = self._engine("ivf")
             assert isinstance(engine, ListEngine)
             engine.check()
         if self.max_squared_distance is not None:
@@ -394,6 +399,11 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
         check_choice(self.vote, "vote", ("count", "distance"))
         check_real(self.merge_factor, "merge_factor", minimum=0.0)
         check_n_jobs(self.n_jobs)
+
+    def _check_code(self, dimension: int) -> None:
+        """Refuse a code that cannot be made of descriptors of a dimension."""
+        if self.method == "ivf":
+            check_split(self.code, dimension)
 
     def _check_ready(self) -> None:
         """Check parameters, which set_params may have changed, and hand them on."""
@@ -418,13 +428,13 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
 
     def _choose(self, n_descriptors: int, store: IndexStore) -> Engine:
         """Settle the method of a new index, in its store, and return its engine."""
-        method = self.method
+        method, dimension = self.method, int(store.catalog.value("dimension"))
         if method == "auto":
-            method = "ivf" if n_descriptors >= AUTO_LISTS_FROM else "kdtree"
+            many = n_descriptors >= AUTO_LISTS_FROM and dimension % parse_code(self.code)[0] == 0
+            method = "ivf" if many else "kdtree"
             logger.info('%d descriptors: method="%s"', n_descriptors, method)
-        self._settled = method
         store.catalog.set_value("method", method)
-        return self._engine()
+        return self._engine(method)
 
     @property
     def method_(self) -> str:
@@ -437,9 +447,11 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
         settled: str | None = getattr(self, "_settled", None)
         return settled or ("kdtree" if self.method == "auto" else self.method)
 
-    def _engine(self) -> Engine:
-        method = self._method()
+    def _engine(self, method: str | None = None) -> Engine:
+        method = method or self._method()
         leaf_size = LEAF_SIZE[method] if self.leaf_size is None else self.leaf_size
+        if self.method == "auto" and method == "ivf":
+            leaf_size = -(-leaf_size // 64) * 64
         if method == "kdtree":
             return TreeEngine(leaf_size, self.clip_quantile, self.n_jobs)
         return ListEngine(
@@ -455,17 +467,20 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
 
     def _adopt(self, store: IndexStore) -> None:
         """Show what a store holds."""
-        settled = store.catalog.value("method", None)
-        if settled is not None:
-            self._settled = check_choice(settled, "method", METHODS)
+        # Before there were posting lists nothing was written.
+        self._settled = check_choice(store.catalog.value("method", "kdtree"), "method", METHODS)
         segments = SegmentSet(store, self._engine())
         segments.load()
         self._store, self._segments = store, segments
 
     def _store_parameters(self, store: IndexStore) -> None:
         parameters = {
-            name: value for name, value in self.get_params().items() if name not in _NOT_STORED
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in self.get_params().items()
+            if name not in _NOT_STORED
         }
+        if not isinstance(self.random_state, (int, type(None))):
+            parameters["random_state"] = 0  # only fit draws, and that is over
         if store.catalog.value("index") != parameters:
             store.catalog.set_value("index", parameters)
 

@@ -91,6 +91,9 @@ class Engine(Protocol):
     def open(self, arrays: Mapping[str, NDArray[Any]], shared: Any, folder: str) -> Searcher:
         """Return a searcher from its arrays; IndexFormatError where they are damaged."""
 
+    def configure(self, searcher: Any) -> None:
+        """Give a searcher what may change after it was built."""
+
     def shared_of(self, searcher: Any) -> Shared:
         """Return what a searcher's codes mean."""
 
@@ -133,6 +136,10 @@ class TreeEngine:
     def open(self, arrays: Mapping[str, NDArray[Any]], shared: Any, folder: str) -> QuantizedKDTree:
         """Return a searcher from its arrays."""
         return QuantizedKDTree.from_arrays(arrays, self._params())
+
+    def configure(self, searcher: QuantizedKDTree) -> None:
+        """Set its threads."""
+        searcher.n_jobs = self.n_jobs
 
     def shared_of(self, searcher: QuantizedKDTree) -> UniformQuantizer:
         """Return what a searcher's codes mean."""
@@ -187,6 +194,11 @@ class ListEngine:
         if not isinstance(shared, CodeModel):
             raise IndexFormatError(f"{folder} is damaged: the index lacks what its codes mean")
         return InvertedFile.from_arrays(arrays, shared, self._params())
+
+    def configure(self, searcher: InvertedFile) -> None:
+        """Set its threads and the effort of its searches."""
+        searcher.n_jobs = self.n_jobs
+        searcher.n_probe, searcher.rerank = self.n_probe, self.rerank
 
     def shared_of(self, searcher: InvertedFile) -> CodeModel:
         """Return what a searcher's codes mean."""

@@ -50,6 +50,18 @@ def parse_code(code: Any) -> tuple[int, int]:
     return int(parts), int(bits)
 
 
+def check_split(code: Any, dimension: int) -> None:
+    """Refuse a code whose parts do not divide the dimension."""
+    n_parts, bits = parse_code(code)
+    if dimension % n_parts:
+        divisors = [n for n in range(1, dimension + 1) if dimension % n == 0]
+        nearest = min(divisors, key=lambda n: abs(n - n_parts))
+        raise ValueError(
+            f"code must have parts that divide the dimension, {dimension}; got {code!r}: take "
+            f'"{nearest}x{bits}"'
+        )
+
+
 class InvertedFile(BaseEstimator):  # type: ignore[misc]
     """Product codes in posting lists, one list for each cell of a coarse quantizer.
 
@@ -114,10 +126,7 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
     def learn(self, X: NDArray[np.float32]) -> CodeModel:
         """Return what codes of rows like X (n, d) mean."""
         n_parts, bits = self._check_parameters()
-        if X.shape[1] % n_parts:
-            raise ValueError(
-                f"code must have parts that divide the dimension, {X.shape[1]}; got {self.code!r}"
-            )
+        check_split(self.code, X.shape[1])
         return CodeModel.learn(
             X,
             n_lists=self.n_lists,

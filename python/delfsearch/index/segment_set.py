@@ -34,14 +34,13 @@ class SegmentSet:
         self.store = store
         self.engine = engine
         self.view = View.of([])
-        self.shared: Shared | None = None
 
     def configure(self, engine: Engine) -> None:
         """Build from now on so; threads also for the searchers that are there."""
         self.engine = engine
         for segment in self.view.segments:
-            if segment.searcher is not None and segment.searcher.n_jobs != engine.n_jobs:
-                segment.searcher.n_jobs = engine.n_jobs
+            if segment.searcher is not None:
+                engine.configure(segment.searcher)
 
     def load(self) -> None:
         """Map the segments that the catalog names, with its deletions applied.
@@ -50,11 +49,9 @@ class SegmentSet:
         """
         catalog = self.store.catalog
         segments = []
-        self.shared = self._load_shared()
+        shared = self._load_shared()
         for folder in self.store.folders("segment"):
-            segment = Segment.from_arrays(
-                self.store.arrays(folder), folder, self.engine, self.shared
-            )
+            segment = Segment.from_arrays(self.store.arrays(folder), folder, self.engine, shared)
             removed = catalog.select("deletions", "folder = ?", (folder,))
             if removed:
                 segment.remove(np.array([image_id for _, image_id in removed], np.int64))
@@ -72,6 +69,10 @@ class SegmentSet:
         if not dimensions <= {catalog.value("dimension")}:
             raise IndexFormatError(f"{self.store.path} is damaged: segments differ in dimension")
         self.view = View.of(segments)
+
+    def _shared_of_segments(self) -> Shared | None:
+        searchers = [s.searcher for s in self.view.segments if s.searcher is not None]
+        return self.engine.shared_of(searchers[0]) if searchers else None
 
     def _load_shared(self) -> Shared | None:
         folders = self.store.folders(SHARED)
@@ -93,12 +94,12 @@ class SegmentSet:
         replaced: NDArray[np.int64] | None = None,
     ) -> None:
         """Make a segment of packed features and show it, in place of the photos replaced."""
-        searchers = [s.searcher for s in self.view.segments if s.searcher is not None]
-        shared = self.engine.shared_of(searchers[0]) if searchers else self.shared
+        # Where no feature is left, what codes mean is learned anew.
+        shared = self._shared_of_segments()
         segment = build_segment([chunk], self.engine, shared)
         if replaced is not None:
             self.forget(replaced)
-        store_segment(self.store, segment, self.engine)
+        store_segment(self.store, segment, self.engine, learned=shared is None)
         tables.insert_records(self.store, records)
         self.view = View.of([*self.view.segments, segment])
 
@@ -152,7 +153,7 @@ class SegmentSet:
             self.store.drop_folder(segment.folder)
         kept = [segment for segment in self.view.segments if segment not in segments]
         if len(merged.image_ids):
-            store_segment(self.store, merged, self.engine)
+            store_segment(self.store, merged, self.engine, learned=False)
             kept.append(merged)
         self.view = View.of(kept)
 
@@ -187,10 +188,12 @@ class SegmentSet:
         }
 
 
-def store_segment(store: IndexStore, segment: Segment, engine: Engine) -> None:
-    """Put a segment into a store, and what its codes mean, if that is not there yet."""
-    if segment.searcher is not None and not store.folders(SHARED):
+def store_segment(store: IndexStore, segment: Segment, engine: Engine, *, learned: bool) -> None:
+    """Put a segment into a store; learned : with what its codes mean, in place of an older one."""
+    if learned and segment.searcher is not None:
         arrays = engine.shared_arrays(engine.shared_of(segment.searcher))
+        for folder in store.folders(SHARED):
+            store.drop_folder(folder)
         if arrays is not None:
             store.add_folder(SHARED, arrays)
     segment.folder = store.add_folder("segment", segment.arrays())

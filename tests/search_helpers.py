@@ -12,6 +12,7 @@ from sklearn.exceptions import NotFittedError
 
 from delfsearch.errors import PhotoError
 from delfsearch.features import LocalFeatures
+from delfsearch.index.delf_index import DelfIndex
 from delfsearch.matches import Matches
 
 DIMENSION = 8
@@ -48,6 +49,25 @@ def as_dict(matches: Matches) -> dict[int, list[tuple]]:
         ]
         for i, image_id in enumerate(matches.image_ids)
     }
+
+
+def brute_force(index: DelfIndex, query: LocalFeatures, k: int, excluded=()) -> dict:
+    """The pairs of every photo, {id: {(query feature, database feature): squared distance}}."""
+    owners, numbers, decoded = [], [], []
+    for image_id in index.ids:
+        if image_id in excluded:
+            continue
+        descriptors = index.features_of(image_id).descriptors
+        owners += [int(image_id)] * len(descriptors)
+        numbers += range(len(descriptors))
+        decoded.append(descriptors)
+    differences = query.descriptors[:, None, :].astype(np.float64) - np.concatenate(decoded)[None]
+    squared = (differences**2).sum(axis=2)
+    pairs: dict[int, dict] = {}
+    for q, row in enumerate(squared):
+        for at in np.argsort(row, kind="stable")[:k]:
+            pairs.setdefault(owners[at], {})[q, numbers[at]] = row[at]
+    return pairs
 
 
 def same_matches(a: Matches, b: Matches) -> bool:

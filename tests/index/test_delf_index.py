@@ -7,13 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from search_helpers import DIMENSION, as_dict, make_collection, make_features, same_matches
+from search_helpers import (
+    DIMENSION,
+    as_dict,
+    brute_force,
+    make_collection,
+    make_features,
+    same_matches,
+)
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from delfsearch import _core
 from delfsearch.features import LocalFeatures
-from delfsearch.index import delf_index as delf_index_module
 from delfsearch.index.delf_index import DelfIndex
 
 ALL = 10**6  # leaves: more than there are
@@ -27,25 +33,6 @@ def photos() -> list[LocalFeatures]:
 @pytest.fixture
 def query() -> LocalFeatures:
     return make_features(np.random.default_rng(5), 20)
-
-
-def brute_force(index: DelfIndex, query: LocalFeatures, k: int, excluded=()) -> dict:
-    """The pairs of every photo, {id: {(query feature, database feature): squared distance}}."""
-    owners, numbers, decoded = [], [], []
-    for image_id in index.ids:
-        if image_id in excluded:
-            continue
-        descriptors = index.features_of(image_id).descriptors
-        owners += [int(image_id)] * len(descriptors)
-        numbers += range(len(descriptors))
-        decoded.append(descriptors)
-    differences = query.descriptors[:, None, :].astype(np.float64) - np.concatenate(decoded)[None]
-    squared = (differences**2).sum(axis=2)
-    pairs: dict[int, dict] = {}
-    for q, row in enumerate(squared):
-        for at in np.argsort(row, kind="stable")[:k]:
-            pairs.setdefault(owners[at], {})[q, numbers[at]] = row[at]
-    return pairs
 
 
 @pytest.mark.parametrize("k", [1, 5, 40, 500])
@@ -486,76 +473,3 @@ def test_the_largest_numbers_are_no_trouble(photos, query):
     with pytest.raises(ValueError, match="ids must fit int64"):
         last.add(photos[1:2])
     assert len(last) == 1
-
-
-def test_auto_settles_on_a_method_and_keeps_it(photos, tmp_path, monkeypatch, caplog):
-    few = DelfIndex(code="4x5").fit(photos)
-    assert few.method == "auto" and few.method_ == "kdtree"
-    monkeypatch.setattr(delf_index_module, "AUTO_LISTS_FROM", 100)
-    caplog.set_level("INFO", logger="delfsearch")
-    many = DelfIndex(code="4x5", n_probe=99).fit(photos)
-    assert many.method_ == "ivf" and 'method="ivf"' in caplog.text
-    few.add(photos)
-    assert few.method_ == "kdtree"
-    many.save(tmp_path / "index")
-    monkeypatch.undo()
-    loaded = DelfIndex.load(tmp_path / "index")
-    assert loaded.method == "auto" and loaded.method_ == "ivf"
-    assert same_matches(loaded.query(photos[0]), many.query(photos[0]))
-    loaded.add(photos[:1])
-    assert loaded.merge().save().method_ == "ivf"
-    assert DelfIndex(method="kdtree").fit(photos).method_ == "kdtree"
-
-
-LISTS = {"method": "ivf", "code": "4x5", "n_lists": 3, "n_probe": 2}
-
-
-def test_lists_that_were_emptied_learn_anew(photos, tmp_path):
-    index = DelfIndex(**LISTS).fit(photos)
-    index.remove(index.ids)
-    index.add(make_collection(seed=7))
-    expected = index.query(photos[0], k=9)
-    index.save(tmp_path / "index")
-    loaded = DelfIndex.load(tmp_path / "index", verify=True)
-    assert same_matches(loaded.query(photos[0], k=9), expected)
-    assert loaded.check() == [] and len(list((tmp_path / "index").glob("codes-*"))) == 1
-    for image_id in loaded.ids:
-        stored = loaded.features_of(image_id).descriptors
-        np.testing.assert_array_equal(stored, index.features_of(image_id).descriptors)
-
-
-def test_effort_may_be_changed_at_any_time(photos):
-    index = DelfIndex(**{**LISTS, "n_probe": 1}).fit(photos)
-    few = len(index.query(photos[0], k=200).squared_distances)
-    index.set_params(n_probe=3)
-    assert len(index.query(photos[0], k=200).squared_distances) > few
-    index.set_params(rerank=1000)
-    query = photos[4]
-    exact = as_dict(index.query(query, k=5))
-    expected = brute_force(index, query, 5)
-    assert {i: {p[:2] for p in pairs} for i, pairs in exact.items()} == {
-        i: set(pairs) for i, pairs in expected.items()
-    }
-
-
-def test_a_failed_fit_leaves_what_was_there(photos):
-    index = DelfIndex(method="kdtree").fit(photos)
-    index.set_params(method="ivf", code="3x5")
-    with pytest.raises(ValueError, match=r'divide the dimension, 8; got .3x5.: take "[24]x5"'):
-        index.fit(photos)
-    index.set_params(code="4x5")
-    assert index.method_ == "kdtree" and len(index.add(photos)) == len(photos)
-    index.fit(photos)
-    assert index.method_ == "ivf"
-
-
-def test_parameters_are_checked_before_they_are_saved(photos, tmp_path):
-    index = DelfIndex(**{**LISTS, "n_lists": np.int64(3), "k": np.int64(4)})
-    index.set_params(random_state=np.random.default_rng(1)).fit(photos)
-    loaded = DelfIndex.load(index.save(tmp_path / "index").path)
-    assert (loaded.n_lists, loaded.k, loaded.random_state) == (3, 4, 0)
-    index.set_params(n_probe=-1)
-    with pytest.raises(ValueError, match="n_probe"):
-        index.save()
-    with pytest.raises(ValueError, match="code"):
-        DelfIndex(code="10*5").fit(photos)

@@ -419,7 +419,10 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
     def _check_dimension(self, photos: Sequence[LocalFeatures]) -> None:
         filled = [photo for photo in photos if len(photo)]
         if filled and not self._segments.has_rows:
-            self._store.catalog.set_value("dimension", dimension_of(filled))
+            dimension = dimension_of(filled)
+            if self.method_ == "ivf":
+                check_split(self.code, dimension)
+            self._store.catalog.set_value("dimension", dimension)
         for photo in filled:
             self._check_descriptors(photo)
 

@@ -14,10 +14,16 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from delfsearch import _core
-from delfsearch._validation import check_integer, check_n_jobs, check_seed, check_vector
+from delfsearch._validation import check_integer, check_n_jobs, check_seed
 from delfsearch.errors import IndexFormatError
 from delfsearch.index.code_model import CodeModel
-from delfsearch.index.uniform_quantizer import UniformQuantizer, check_codes, check_descriptors
+from delfsearch.index.uniform_quantizer import (
+    UniformQuantizer,
+    check_codes,
+    check_descriptors,
+    check_row_range,
+    check_rows,
+)
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -304,9 +310,7 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
     def codes(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
         """Return the 8-bit codes (stop - start, d) of rows start to stop, removed ones too."""
         check_is_fitted(self)
-        stop = self._n_rows if stop is None else stop
-        stop = check_integer(stop, "stop", minimum=0, maximum=self._n_rows)
-        start = check_integer(start, "start", minimum=0, maximum=stop)
+        start, stop = check_row_range(start, stop, self._n_rows)
         rows: NDArray[np.uint8] = self._arrays["exact"][start:stop]
         return rows
 
@@ -316,13 +320,9 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         rows : (r,) integers. Not safe beside a query of the same object from another thread.
         """
         check_is_fitted(self)
-        wanted = check_vector(rows, "rows", np.int64)
+        wanted = check_rows(rows, self._n_rows)
         if len(wanted) == 0:
             return
-        if wanted.min() < 0 or wanted.max() >= self._n_rows:
-            raise ValueError(
-                f"rows must lie in [0, {self._n_rows}); got {wanted.min()} to {wanted.max()}"
-            )
         if self._removed is None:
             self._removed = np.zeros(self._n_rows, bool)
         self._removed[wanted] = True

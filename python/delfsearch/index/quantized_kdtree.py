@@ -14,9 +14,15 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from delfsearch import _core
-from delfsearch._validation import check_choice, check_integer, check_n_jobs, check_vector
+from delfsearch._validation import check_choice, check_integer, check_n_jobs
 from delfsearch.errors import IndexFormatError
-from delfsearch.index.uniform_quantizer import UniformQuantizer, check_codes, check_descriptors
+from delfsearch.index.uniform_quantizer import (
+    UniformQuantizer,
+    check_codes,
+    check_descriptors,
+    check_row_range,
+    check_rows,
+)
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -188,9 +194,7 @@ class QuantizedKDTree(BaseEstimator):  # type: ignore[misc]
         Returns (stop - start, d). Raises ValueError where the range is not within the rows.
         """
         check_is_fitted(self)
-        stop = self._n_rows if stop is None else stop
-        stop = check_integer(stop, "stop", minimum=0, maximum=self._n_rows)
-        start = check_integer(start, "start", minimum=0, maximum=stop)
+        start, stop = check_row_range(start, stop, self._n_rows)
         return self._view.unpack_codes(start, stop)
 
     def remove(self, rows: Any) -> None:
@@ -201,13 +205,9 @@ class QuantizedKDTree(BaseEstimator):  # type: ignore[misc]
         from a file are not written to: only the norms are copied.
         """
         check_is_fitted(self)
-        wanted = check_vector(rows, "rows", np.int64)
+        wanted = check_rows(rows, self._n_rows)
         if len(wanted) == 0:
             return
-        if wanted.min() < 0 or wanted.max() >= self._n_rows:
-            raise ValueError(
-                f"rows must lie in [0, {self._n_rows}); got {wanted.min()} to {wanted.max()}"
-            )
         gone = np.zeros(self._n_rows, bool)
         gone[wanted] = True
         norms = np.array(self._arrays["norms"], np.float32)

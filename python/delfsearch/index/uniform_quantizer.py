@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from delfsearch import _core
-from delfsearch._validation import check_matrix, check_real, check_vector
+from delfsearch._validation import check_integer, check_matrix, check_real, check_vector
 
 # As in quantizer.hpp: beyond it a squared distance could overflow float32.
 MAX_MAGNITUDE = 1e16
@@ -88,3 +88,18 @@ def check_codes(codes: Any, dimension: int, *, name: str = "codes") -> NDArray[n
             f"{name} must be a (n, {dimension}) uint8 array; got {array.dtype} {array.shape}"
         )
     return np.ascontiguousarray(array)
+
+
+def check_rows(rows: Any, n_rows: int) -> NDArray[np.int64]:
+    """Return numbers (r,) of rows 0 ... n_rows - 1 as int64."""
+    wanted = check_vector(rows, "rows", np.int64)
+    if len(wanted) and (wanted.min() < 0 or wanted.max() >= n_rows):
+        raise ValueError(f"rows must lie in [0, {n_rows}); got {wanted.min()} to {wanted.max()}")
+    return wanted
+
+
+def check_row_range(start: int, stop: int | None, n_rows: int) -> tuple[int, int]:
+    """Return 0 <= start <= stop <= n_rows; None means n_rows."""
+    stop = n_rows if stop is None else stop
+    stop = check_integer(stop, "stop", minimum=0, maximum=n_rows)
+    return check_integer(start, "start", minimum=0, maximum=stop), stop

@@ -148,7 +148,7 @@ def test_query_many_gives_the_answers_of_query(photos):
 
 
 def test_query_many_splits_large_batches(monkeypatch, photos):
-    monkeypatch.setattr("delfsearch.index.delf_index._BATCH", 50)
+    monkeypatch.setattr("delfsearch.index.aggregation._BATCH", 50)
     index = DelfIndex(k=9).fit(photos)
     for photo, answer in zip(photos, index.query_many(photos)):
         assert same_matches(answer, index.query(photo))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,6 +17,9 @@ from delfsearch.matches import Matches
 # Neighbours fetched beyond k while photos are left out of their own answers; queries that lose
 # more than that to the excluded photos are asked again for twice as many.
 _FIRST_EXTRA = 16
+
+# Query descriptors searched at a time: enough to share every leaf's scan.
+_BATCH = 4096
 
 Neighbors = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -155,6 +158,18 @@ class View:
             mine = owner == s
             xy[mine] = segment.keypoints_xy[rows[mine] - self.bases[s]]
         return xy
+
+
+def batches(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Split photos into runs of about _BATCH descriptors, at least one photo each."""
+    start, total = 0, 0
+    for i, count in enumerate(counts):
+        if i > start and total + count > _BATCH:
+            yield start, i
+            start, total = i, 0
+        total += count
+    if start < len(counts):
+        yield start, len(counts)
 
 
 def _row_ranges(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from delfsearch._validation import (
 )
 from delfsearch.errors import IndexFormatError
 from delfsearch.features import LocalFeatures
+from delfsearch.index.aggregation import batches
 from delfsearch.index.checks import as_ids, check_ids, check_photos, dimension_of
 from delfsearch.index.contents import IndexContents
 from delfsearch.index.engines import (
@@ -41,8 +42,6 @@ from delfsearch.storage.store import BUILDING, IndexStore
 
 logger = logging.getLogger("delfsearch")
 
-# Query descriptors searched at a time by query_many: enough to share every leaf's scan.
-_BATCH = 4096
 # Parameters that belong to the machine, not to the index: not stored.
 _NOT_STORED = ("n_jobs",)
 
@@ -290,7 +289,7 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
             for ids in exclude_ids
         ]
         answers: list[Matches] = []
-        for start, stop in _batches([len(f) for f in photos]):
+        for start, stop in batches([len(f) for f in photos]):
             counts = [len(f) for f in photos[start:stop]]
             starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
             if starts[-1] == 0:
@@ -486,18 +485,6 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
             parameters["random_state"] = 0  # only fit draws, and that is over
         if store.catalog.value("index") != parameters:
             store.catalog.set_value("index", parameters)
-
-
-def _batches(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Split photos into runs of about _BATCH descriptors, at least one photo each."""
-    start, total = 0, 0
-    for i, count in enumerate(counts):
-        if i > start and total + count > _BATCH:
-            yield start, i
-            start, total = i, 0
-        total += count
-    if start < len(counts):
-        yield start, len(counts)
 
 
 def _same_folder(a: Path, b: Path) -> bool:

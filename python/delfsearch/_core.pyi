@@ -133,6 +133,13 @@ class PackedIdsView:
         self, sequences: NDArray[np.uint64], numbers: NDArray[np.uint64]
     ) -> NDArray[np.uint32]: ...
     def get_range(self, begin: int, end: int, n_threads: int) -> NDArray[np.uint32]: ...
+    def select(
+        self,
+        wanted: NDArray[np.uint8],
+        places: NDArray[np.uint64],
+        n_words: int,
+        n_threads: int,
+    ) -> NDArray[np.uint64]: ...
 
 def kmeans(
     X: NDArray[np.float32],

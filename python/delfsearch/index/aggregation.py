@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from delfsearch import _core
 from delfsearch.features import LocalFeatures
 from delfsearch.index.segment import Segment
+from delfsearch.index.selection import Part, Selection, SelectionCache
 from delfsearch.matches import Matches
 
 # Neighbours fetched beyond k while photos are left out of their own answers; queries that lose
@@ -36,6 +37,7 @@ class View:
     offsets: NDArray[np.int64]
     image_ids: NDArray[np.int64]
     first_photos: NDArray[np.int32]
+    selections: SelectionCache = field(default_factory=SelectionCache, compare=False, repr=False)
 
     @staticmethod
     def of(segments: Sequence[Segment]) -> View:
@@ -61,6 +63,10 @@ class View:
         arrays = (self.bases, self.offsets, self.image_ids, self.first_photos)
         return sum(array.nbytes for array in arrays)
 
+    def select(self, ids: NDArray[np.int64]) -> Selection:
+        """Return the photos with these ids, distinct and rising, for `neighbors`."""
+        return tuple(Part.of(segment, ids) for segment in self.segments)
+
     def neighbors(
         self,
         descriptors: NDArray[np.float32],
@@ -68,18 +74,21 @@ class View:
         max_leaves: int,
         photo_starts: NDArray[np.int64],
         excluded: Sequence[NDArray[np.int64]],
+        selection: Selection | None = None,
     ) -> Neighbors:
         """Find the k nearest rows of each descriptor over all segments.
 
         photo_starts : (q + 1,), the descriptors of query photo i are photo_starts[i]:[i + 1].
         excluded : for each query photo the image ids that must not answer; their features take no
         place among the k.
+        selection : the photos that may answer, None for all; others take no place either.
         Returns squared_distances (m, k) float32, rows (m, k) int64.
         """
+        parts = [None] * len(self.segments) if selection is None else selection
         lists = [
-            self._segment_neighbors(s, descriptors, k, max_leaves, photo_starts, excluded)
-            for s, segment in enumerate(self.segments)
-            if segment.searcher is not None
+            self._segment_neighbors(s, descriptors, k, max_leaves, photo_starts, excluded, part)
+            for s, (segment, part) in enumerate(zip(self.segments, parts))
+            if segment.searcher is not None and not (part is not None and part.is_empty)
         ]
         if not lists:
             shape = (len(descriptors), k)
@@ -103,20 +112,26 @@ class View:
         max_leaves: int,
         photo_starts: NDArray[np.int64],
         excluded: Sequence[NDArray[np.int64]],
+        part: Part | None,
     ) -> Neighbors:
         segment, base = self.segments[s], self.bases[s]
-        assert segment.searcher is not None
-        ranges = [_row_ranges(segment, ids) for ids in excluded]
+        searcher, allowed = segment.searcher, None if part is None else part.prepared
+        assert searcher is not None
+
+        def search(queries: NDArray[np.float32], k: int) -> Neighbors:
+            return searcher.query(queries, k=k, max_leaves=max_leaves, allowed=allowed)
+
+        ranges = [_row_ranges(segment, ids, part) for ids in excluded]
         most = max((int((end - begin).sum()) for begin, end in ranges), default=0)
         extra = min(_FIRST_EXTRA, most)
-        squared, ids = segment.searcher.query(descriptors, k=k + extra, max_leaves=max_leaves)
+        squared, ids = search(descriptors, k + extra)
         if extra:
             kept = [
-                _without(segment, descriptors[a:b], ids[a:b], squared[a:b], k, max_leaves, *rows)
+                _without(search, descriptors[a:b], ids[a:b], squared[a:b], k, *rows)
                 for (a, b), rows in zip(pairwise(photo_starts.tolist()), ranges)
             ]
-            squared = np.concatenate([part[0] for part in kept])
-            ids = np.concatenate([part[1] for part in kept])
+            squared = np.concatenate([one[0] for one in kept])
+            ids = np.concatenate([one[1] for one in kept])
         if base:
             ids = np.where(ids >= 0, ids + base, -1)
         return squared, ids
@@ -173,27 +188,27 @@ def batches(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _row_ranges(
-    segment: Segment, image_ids: NDArray[np.int64]
+    segment: Segment, image_ids: NDArray[np.int64], part: Part | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return where the rows of some photos begin and end; photos of other segments have none."""
+    """Return where the rows of some photos that might answer begin and end."""
     at = np.searchsorted(segment.image_ids, image_ids)
     at = at[at < len(segment.image_ids)]
     at = at[np.isin(segment.image_ids[at], image_ids)]
+    if part is not None:
+        at = at[part.photos[at]]
     return segment.offsets[at], segment.offsets[at + 1]
 
 
 def _without(
-    segment: Segment,
+    search: Callable[[NDArray[np.float32], int], Neighbors],
     descriptors: NDArray[np.float32],
     ids: NDArray[np.int64],
     squared: NDArray[np.float32],
     k: int,
-    max_leaves: int,
     begin: NDArray[np.int64],
     end: NDArray[np.int64],
 ) -> Neighbors:
     """Keep k neighbours outside the excluded rows, fetching more where those took their places."""
-    assert segment.searcher is not None
     limit = k + int((end - begin).sum())
     out_ids, out_squared, kept = _core.filter_neighbors(
         np.ascontiguousarray(ids), np.ascontiguousarray(squared), k, begin, end
@@ -203,7 +218,7 @@ def _without(
     short = np.flatnonzero((kept < k) & (ids[:, -1] >= 0))
     while len(short) and fetched < limit:
         fetched = min(limit, k + 2 * (fetched - k))
-        squared, ids = segment.searcher.query(descriptors[short], k=fetched, max_leaves=max_leaves)
+        squared, ids = search(descriptors[short], fetched)
         out_ids[short], out_squared[short], kept = _core.filter_neighbors(
             ids, squared, k, begin, end
         )

@@ -21,7 +21,7 @@ from delfsearch._validation import (
 )
 from delfsearch.errors import IndexFormatError
 from delfsearch.features import LocalFeatures
-from delfsearch.index.aggregation import batches
+from delfsearch.index.aggregation import View, batches
 from delfsearch.index.checks import as_ids, check_ids, check_photos, dimension_of
 from delfsearch.index.contents import IndexContents
 from delfsearch.index.engines import (
@@ -36,9 +36,11 @@ from delfsearch.index.engines import (
 from delfsearch.index.inverted_file import check_split, parse_code
 from delfsearch.index.segment import pack
 from delfsearch.index.segment_set import SegmentSet
+from delfsearch.index.selection import Selection, photos_of
 from delfsearch.matches import Matches
 from delfsearch.storage import tables
 from delfsearch.storage.store import BUILDING, IndexStore
+from delfsearch.where import Where
 
 logger = logging.getLogger("delfsearch")
 
@@ -230,6 +232,7 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
         max_leaves: int | None = None,
         max_candidates: int | None = None,
         exclude_ids: Iterable[int] | None = None,
+        where: Where | Mapping[str, Any] | None = None,
     ) -> Matches:
         """Find the putative matches of one query photo, grouped by database photo.
 
@@ -238,6 +241,9 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
         max_candidates : photos kept, those with most votes; ties go to the lower id.
         exclude_ids : photos that must not answer (a query that is itself indexed). Their features
             take no place among the k: as many more are fetched as they took.
+        where : only photos that satisfy it may answer, see Where; a mapping stands for
+            Where(**mapping). Features of others take no place among the k, and leaves that hold
+            nothing else none among max_leaves. Where none satisfies it, nothing matches.
         None means the constructor's value. Every pair of a query feature and a neighbour is kept,
         also several in one photo; verification makes them one to one.
         Raises ValueError where the index is empty, the dimension differs or a value is not finite.
@@ -249,6 +255,7 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
             max_leaves=max_leaves,
             max_candidates=max_candidates,
             exclude_ids=None if exclude_ids is None else [exclude_ids],
+            where=where,
         )[0]
 
     def query_many(
@@ -259,10 +266,12 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
         max_leaves: int | None = None,
         max_candidates: int | None = None,
         exclude_ids: Sequence[Iterable[int] | None] | None = None,
+        where: Where | Mapping[str, Any] | None = None,
     ) -> list[Matches]:
         """Answer several query photos, some at a time; each answer is that of `query`.
 
-        exclude_ids : for each query photo the ids that must not answer, or None.
+        exclude_ids : for each query photo the ids that must not answer, or None. where : for all of
+            them; evaluated once, and kept for the next queries until the index changes.
         """
         self._check_ready()
         view = self._segments.view
@@ -288,6 +297,7 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
             np.unique(as_ids([] if ids is None else list(ids), "exclude_ids"))
             for ids in exclude_ids
         ]
+        selection = self._select(view, Where.of(where))
         answers: list[Matches] = []
         for start, stop in batches([len(f) for f in photos]):
             counts = [len(f) for f in photos[start:stop]]
@@ -296,7 +306,12 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
                 answers += [Matches.empty()] * (stop - start)
                 continue
             squared, rows = view.neighbors(
-                np.concatenate(descriptors[start:stop]), k, leaves, starts, excluded[start:stop]
+                np.concatenate(descriptors[start:stop]),
+                k,
+                leaves,
+                starts,
+                excluded[start:stop],
+                selection,
             )
             if self.max_squared_distance is not None:
                 too_far = squared > self.max_squared_distance
@@ -424,6 +439,15 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
             self._store.catalog.set_value("dimension", dimension)
         for photo in filled:
             self._check_descriptors(photo)
+
+    def _select(self, view: View, where: Where | None) -> Selection | None:
+        """Return the photos that may answer, None for all."""
+        if where is None:
+            return None
+        catalog = self._store.catalog
+        return view.selections.get(
+            catalog.revision, where.key, lambda: view.select(photos_of(where, catalog))
+        )
 
     def _next_id(self) -> int:
         return int(self._store.catalog.value("next_id", 0))

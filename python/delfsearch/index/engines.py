@@ -35,6 +35,14 @@ _TREE_ROWS = 2**18
 _LIST_ROWS, _MOST_LIST_ROWS = 256, 2**22
 
 
+class Prepared(Protocol):
+    """Rows that one searcher may find, in its own form."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in RAM."""
+
+
 class Searcher(Protocol):
     """Rows of one segment, 0 ... n - 1, that can be searched; see QuantizedKDTree."""
 
@@ -46,9 +54,12 @@ class Searcher(Protocol):
         """Range and step of the 8 bits of each dimension."""
 
     def query(
-        self, X: Any, *, k: int, max_leaves: int | None = None
+        self, X: Any, *, k: int, max_leaves: int | None = None, allowed: Any = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the k nearest rows of each of X: squared distances and rows (m, k)."""
+
+    def prepare(self, mask: NDArray[np.bool_]) -> Prepared:
+        """Return what query takes as allowed to find only some rows, mask (n,)."""
 
     def codes(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
         """Return the 8-bit descriptors of rows start to stop."""

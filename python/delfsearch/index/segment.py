@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from delfsearch.errors import IndexFormatError
 from delfsearch.features import LocalFeatures
-from delfsearch.index.engines import Engine, Searcher, Shared
+from delfsearch.index.engines import Engine, Prepared, Searcher, Shared
 
 Arrays = dict[str, NDArray[Any]]
 # Per-feature and per-photo arrays, with their dtype on disk and the number of columns.
@@ -99,6 +99,12 @@ class Segment:
         if at == len(self.image_ids) or self.image_ids[at] != image_id or self.removed[at]:
             return None
         return at
+
+    def prepare(self, photos: NDArray[np.bool_]) -> Prepared | None:
+        """Return what the searcher takes as allowed to find the rows of some photos (p,) alone."""
+        if self.searcher is None:
+            return None
+        return self.searcher.prepare(np.repeat(photos, np.diff(self.offsets)))
 
     def remove(self, image_ids: NDArray[np.int64]) -> None:
         """Make photos of this segment disappear from every later query."""

@@ -27,9 +27,10 @@ Neighbors = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class View:
-    """The segments of an index at one moment, their rows numbered through.
+    """The segments of an index at one moment, what their searchers find numbered through.
 
-    Segment s owns the rows bases[s]:bases[s + 1]; photo p of all owns offsets[p]:offsets[p + 1].
+    That is rows, or photos (Segment.by_photo). Segment s owns the numbers bases[s]:bases[s + 1];
+    photo p of all owns offsets[p]:offsets[p + 1].
     """
 
     segments: tuple[Segment, ...]
@@ -41,12 +42,12 @@ class View:
 
     @staticmethod
     def of(segments: Sequence[Segment]) -> View:
-        """Number the rows of segments through."""
+        """Number the rows, or photos, of segments through."""
+        own = [segment.id_offsets for segment in segments]
         bases = np.zeros(len(segments) + 1, np.int64)
-        np.cumsum([segment.n_rows for segment in segments], out=bases[1:])
+        np.cumsum([offsets[-1] for offsets in own], out=bases[1:])
         offsets = np.concatenate(
-            [np.zeros(1, np.int64)]
-            + [base + segment.offsets[1:] for base, segment in zip(bases, segments)]
+            [np.zeros(1, np.int64)] + [base + one[1:] for base, one in zip(bases, own)]
         )
         ids = [segment.image_ids for segment in segments]
         return View(
@@ -121,14 +122,14 @@ class View:
         def search(queries: NDArray[np.float32], k: int) -> Neighbors:
             return searcher.query(queries, k=k, max_leaves=max_leaves, allowed=allowed)
 
-        ranges = [_row_ranges(segment, ids, part) for ids in excluded]
-        most = max((int((end - begin).sum()) for begin, end in ranges), default=0)
+        ranges = [_id_ranges(segment, ids, part) for ids in excluded]
+        most = max((n_rows for _, _, n_rows in ranges), default=0)
         extra = min(_FIRST_EXTRA, most)
         squared, ids = search(descriptors, k + extra)
         if extra:
             kept = [
-                _without(search, descriptors[a:b], ids[a:b], squared[a:b], k, *rows)
-                for (a, b), rows in zip(pairwise(photo_starts.tolist()), ranges)
+                _without(search, descriptors[a:b], ids[a:b], squared[a:b], k, *lost)
+                for (a, b), lost in zip(pairwise(photo_starts.tolist()), ranges)
             ]
             squared = np.concatenate([one[0] for one in kept])
             ids = np.concatenate([one[1] for one in kept])
@@ -154,25 +155,31 @@ class View:
             min(max_candidates, len(self.image_ids)),
             weigh_by_distance,
         )
+        xy = np.empty((len(rows), 2), np.float32)
+        owner = np.searchsorted(self.bases, rows, side="right") - 1
+        for s, segment in enumerate(self.segments):
+            mine = np.flatnonzero(owner == s)
+            if len(mine) == 0:
+                continue
+            own = rows[mine] - self.bases[s]
+            if segment.by_photo:
+                photos = own
+                own, squared[mine] = segment.rematch(
+                    np.ascontiguousarray(features.descriptors, np.float32),
+                    query_indices[mine],
+                    photos,
+                )
+                database_indices[mine] = own - segment.offsets[photos]
+            xy[mine] = segment.keypoints_xy[own]
         return Matches(
             image_ids=image_ids,
             offsets=offsets,
             query_indices=query_indices,
             database_indices=database_indices,
             query_xy=features.keypoints_xy[query_indices],
-            database_xy=self._keypoints(rows),
+            database_xy=xy,
             squared_distances=squared,
         )
-
-    def _keypoints(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        if len(self.segments) == 1:
-            return self.segments[0].keypoints_xy[rows]
-        xy = np.empty((len(rows), 2), np.float32)
-        owner = np.searchsorted(self.bases, rows, side="right") - 1
-        for s, segment in enumerate(self.segments):
-            mine = owner == s
-            xy[mine] = segment.keypoints_xy[rows[mine] - self.bases[s]]
-        return xy
 
 
 def batches(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -187,16 +194,17 @@ def batches(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield start, len(counts)
 
 
-def _row_ranges(
+def _id_ranges(
     segment: Segment, image_ids: NDArray[np.int64], part: Part | None
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return where the rows of some photos that might answer begin and end."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """Return where the ids of some photos that might answer begin and end, and their features."""
     at = np.searchsorted(segment.image_ids, image_ids)
     at = at[at < len(segment.image_ids)]
     at = at[np.isin(segment.image_ids[at], image_ids)]
     if part is not None:
         at = at[part.photos[at]]
-    return segment.offsets[at], segment.offsets[at + 1]
+    n_rows = int((segment.offsets[at + 1] - segment.offsets[at]).sum())
+    return segment.id_offsets[at], segment.id_offsets[at + 1], n_rows
 
 
 def _without(
@@ -207,9 +215,13 @@ def _without(
     k: int,
     begin: NDArray[np.int64],
     end: NDArray[np.int64],
+    n_rows: int,
 ) -> Neighbors:
-    """Keep k neighbours outside the excluded rows, fetching more where those took their places."""
-    limit = k + int((end - begin).sum())
+    """Keep k neighbours outside the excluded ids, fetching more where those took their places.
+
+    n_rows : that have these ids.
+    """
+    limit = k + n_rows
     out_ids, out_squared, kept = _core.filter_neighbors(
         np.ascontiguousarray(ids), np.ascontiguousarray(squared), k, begin, end
     )

@@ -401,7 +401,8 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
     def prepare(self, mask: NDArray[np.bool_]) -> NDArray[np.uint64]:
         """Return what `query` takes as allowed: a bit a code, made once for many queries.
 
-        mask : (n_ids_,) bool, ids that may be found. Those removed are not, those removed later are.
+        mask : (n_ids_,) bool, ids that may be found. Those removed before are not, those removed
+            later are.
         """
         check_is_fitted(self)
         wanted = check_mask(mask, self.n_ids_)

@@ -80,6 +80,7 @@ class QuantizedKDTree(BaseEstimator):  # type: ignore[misc]
     """
 
     quantizer_: UniformQuantizer
+    grouped = False  # ids are rows, see InvertedFile.grouped
     n_features_in_: int
     leaf_size_: int
     n_leaves_: int

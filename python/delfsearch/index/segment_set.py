@@ -171,6 +171,8 @@ class SegmentSet:
         parts["photos"] = self.view.nbytes + sum(
             segment.image_ids.nbytes + segment.offsets.nbytes for segment in segments
         )
+        if kept := self.view.selections.nbytes:
+            parts["filters"] = kept
         in_memory = sum(n_bytes for name, n_bytes in parts.items() if name != EXACT)
         parts["keypoints"] = sum(segment.keypoints_xy.nbytes for segment in segments)
         parts["scores_and_scales"] = sum(s.scores.nbytes + s.scales.nbytes for s in segments)

@@ -262,11 +262,9 @@ class Catalog:
 
     def image_ids(self, where: str, arguments: Sequence[Any]) -> NDArray[np.int64]:
         """Return the ids of the photos that fit, rising; where is SQL after WHERE."""
-        with self._lock, _translated(self.path):
-            cursor = self._connection.execute(f"SELECT id FROM images WHERE {where}", arguments)
-            ids = np.fromiter((row[0] for row in cursor), np.int64)
-        ids.sort()
-        return ids
+        # One text instead of a row for each: a third of the time where there are many.
+        text = self.scalar(f"SELECT group_concat(id) FROM images WHERE {where}", arguments)
+        return np.sort(np.fromstring(text or "", np.int64, sep=","))
 
     def insert(self, table: str, rows: Iterable[Sequence[Any]]) -> None:
         """Insert rows (all columns, in the order of TABLES)."""
@@ -387,6 +385,11 @@ def _translated(path: Path | None) -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         text = str(error)
+        if "no such function" in text:
+            raise RuntimeError(
+                "metadata is filtered with SQLite's JSON functions, which that of this Python, "
+                f"{sqlite3.sqlite_version}, was built without; every one from 3.38 on has them"
+            ) from error
         if "locked" in text or "busy" in text:
             raise BlockingIOError(
                 f"{where} is being written by another process; try later"

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from delfsearch.features import LocalFeatures
+from delfsearch.index.checks import check_features, check_photos
 from delfsearch.index.delf_index import DelfIndex
-from delfsearch.index.segment import build_segment, check_layout, pack
-from delfsearch.index.segment_set import store_segment
+from delfsearch.index.engines import Engine, Shared
+from delfsearch.index.segment import Segment, build_segment, check_layout, pack, rows_in, sample
+from delfsearch.index.segment_set import SHARED, merge_stored, store_segment
 from delfsearch.storage import tables
 from delfsearch.storage.catalog import FILE_NAME
 from delfsearch.storage.records import NotIndexed
@@ -21,6 +25,8 @@ from delfsearch.storage.store import BUILDING, IndexStore, check_target
 # A commit costs milliseconds and the features of one photo often seconds: at most a minute is lost.
 _COMMIT_PHOTOS = 256
 _COMMIT_SECONDS = 60.0
+# Features that come one after the other wait in RAM, some 200 bytes each.
+_COMMIT_ROWS = 1 << 21
 
 
 class _Intake:
@@ -83,9 +89,10 @@ class IndexBuilder(_Intake):
     """Builds a new index from photos that come one by one, ids 0, 1, 2, ... in that order.
 
     index : an unfitted DelfIndex; `finish` fits it. path : None builds in RAM. A folder is written
-    chunk by chunk (float32 descriptors, so four times the size of the finished index): a builder
-    that opens the folder of one that was interrupted goes on where it stopped, and the finished
-    index has the same bytes as if nothing had happened.
+    chunk by chunk (float32 descriptors, so four times the size of the finished index, unless
+    `learn` came first): a builder that opens the folder of one that was interrupted goes on where
+    it stopped, and the finished index has the same bytes as if nothing had happened. Posting lists
+    are built some millions of descriptors at a time and merged.
     Raises FileExistsError where the folder holds a complete index or something else.
     """
 
@@ -93,6 +100,16 @@ class IndexBuilder(_Intake):
         index._check_parameters()
         self._index = index
         super().__init__(_open_building(path))
+
+    @property
+    def n_photos(self) -> int:
+        """Photos that are safe."""
+        return int(self._store.catalog.scalar("SELECT count(*) FROM images"))
+
+    @property
+    def n_waiting(self) -> int:
+        """Features of the photos that wait for the next commit."""
+        return sum(map(len, self._photos))
 
     @property
     def known_names(self) -> set[str]:
@@ -111,6 +128,36 @@ class IndexBuilder(_Intake):
         """Return what is attached under a title, or None."""
         return tables.attachment(self._store, title)
 
+    def learn(self, training: list[LocalFeatures]) -> None:
+        """Learn what codes mean from photos that need not be indexed; method "ivf" alone.
+
+        From then on photos are encoded when they are committed, and no float32 waits on disk. An
+        interrupted build keeps what it has learned.
+        """
+        index, store = self._index, self._store
+        if store.folders(SHARED):
+            index._check_begun(store)
+            return
+        rows = [photo.descriptors for photo in training if len(photo)]
+        if not rows:
+            raise ValueError("training must hold at least one photo with features; got none")
+        if store.folders("chunk"):
+            raise ValueError("training must be given from the first photo on")
+        store.catalog.set_value("dimension", self._dimension(training))
+        engine = index._choose(0, store)
+        matrix = np.concatenate(rows).astype(np.float32, copy=False)
+        arrays = engine.shared_arrays(engine.learn(matrix))
+        assert arrays is not None
+        store.add_folder(SHARED, arrays)
+        index._store_parameters(store)
+        store.commit()
+
+    def _learned(self, engine: Engine) -> Shared | None:
+        folders = self._store.folders(SHARED)
+        if not folders:
+            return None
+        return engine.open_shared(self._store.arrays(folders[0]), folders[0])
+
     def commit(self) -> None:
         """Make what was taken in durable."""
         photos, metadata = self._taken_photos()
@@ -119,9 +166,20 @@ class IndexBuilder(_Intake):
             image_ids = range(first, first + len(photos))
             dimension = self._dimension(photos)
             tables.insert_records(self._store, tables.make_records(image_ids, photos, metadata))
-            self._store.add_folder("chunk", pack(image_ids, photos, dimension))
+            chunk = pack(image_ids, photos, dimension)
+            if self._store.folders(SHARED):
+                engine = self._index._choose(0, self._store)
+                self._add_part([chunk], engine, self._learned(engine))
+            else:
+                self._store.add_folder("chunk", chunk)
         self._write_notes()
         self._store.commit()
+
+    def _add_part(
+        self, chunks: Sequence[Mapping[str, NDArray[Any]]], engine: Engine, shared: Shared | None
+    ) -> None:
+        segment = build_segment(chunks, engine, shared)
+        self._store.add_folder("segment", segment.arrays())
 
     def finish(self) -> DelfIndex:
         """Build the index of everything taken in; returns the index, fitted.
@@ -131,7 +189,7 @@ class IndexBuilder(_Intake):
         self.commit()
         store = self._store
         folders = store.folders("chunk")
-        if not folders:
+        if not folders and not store.folders("segment"):
             refused = store.catalog.select("not_indexed")
             store.discard()
             reasons = "".join(f"\n  {path}: {reason}" for path, reason, *_ in refused[:3])
@@ -145,14 +203,48 @@ class IndexBuilder(_Intake):
             store.catalog.set_value("dimension", int(chunks[0]["descriptors"].shape[1]))
         n_rows = int(store.catalog.scalar("SELECT coalesce(sum(n_features), 0) FROM images"))
         engine = self._index._choose(n_rows, store)
-        segment = build_segment(chunks, engine)
+        shared = self._learned(engine)
+        groups = _in_parts(chunks, engine.part_rows)
+        if shared is None and len(groups) < 2:
+            store_segment(store, build_segment(chunks, engine), engine, learned=True)
+        else:
+            self._build_in_parts(chunks, folders, groups, engine, shared)
         for folder in folders:
             store.drop_folder(folder)
-        store_segment(store, segment, engine, learned=True)
         self._index._store_parameters(store)
         store.finish()
         self._index._adopt(store)
         return self._index
+
+    def _build_in_parts(
+        self,
+        chunks: Sequence[Mapping[str, NDArray[Any]]],
+        folders: Sequence[str],
+        groups: Sequence[slice],
+        engine: Engine,
+        shared: Shared | None,
+    ) -> None:
+        """Encode some chunks at a time, each time dropping them, then merge; memory is bounded."""
+        store = self._store
+        if shared is None:
+            shared = engine.learn(sample(chunks, sum(map(rows_in, chunks)), engine))
+            arrays = engine.shared_arrays(shared)
+            assert arrays is not None
+            store.add_folder(SHARED, arrays)
+        for group in groups:
+            self._add_part(chunks[group], engine, shared)
+            for folder in folders[group]:
+                store.drop_folder(folder)
+            store.commit()
+        shared = self._learned(engine)
+        segments = [
+            Segment.from_arrays(store.arrays(folder), folder, engine, shared)
+            for folder in store.folders("segment")
+        ]
+        if len(segments) > 1:
+            merge_stored(store, segments, engine, shared)
+            for segment in segments:
+                store.drop_folder(segment.folder)
 
     def close(self) -> None:
         """Let go of the folder; what was not committed is forgotten."""
@@ -208,6 +300,36 @@ class IndexUpdater(_Intake):
         self.ids += ids
 
 
+def build_index(
+    index: DelfIndex,
+    path: Path,
+    features: Iterable[LocalFeatures],
+    metadata: Iterable[Mapping[str, Any] | None] | None,
+    training: Iterable[LocalFeatures] | None,
+) -> DelfIndex:
+    """Build an index of photos that come one by one; see DelfIndex.build."""
+    if training is not None and index.method != "ivf":
+        raise ValueError(
+            f'training must be None but with method="ivf"; got method={index.method!r}'
+        )
+    builder = IndexBuilder(index, path)
+    try:
+        if training is not None:
+            builder.learn(check_photos(training))
+        skipped = builder.n_photos
+        notes = repeat(None) if metadata is None else metadata
+        for number, (photo, note) in enumerate(zip(features, notes)):
+            if number < skipped:
+                continue
+            builder.add(check_features(photo, "features"), note or {})
+            if builder.n_waiting >= _COMMIT_ROWS:
+                builder.commit()
+        return builder.finish()
+    except BaseException:
+        builder.close()
+        raise
+
+
 def check_place(path: Path) -> None:
     """Refuse a folder that no index can be built in, before any work is done for it.
 
@@ -233,6 +355,19 @@ def _open_building(path: Path | None) -> IndexStore:
             "another folder"
         )
     return store
+
+
+def _in_parts(chunks: Sequence[Mapping[str, NDArray[Any]]], part_rows: int | None) -> list[slice]:
+    """Cut chunks into runs of at most so many rows, a chunk at least; None: into one."""
+    parts, begin, n = [], 0, 0
+    for end, chunk in enumerate(chunks):
+        if part_rows is not None and end > begin and n + rows_in(chunk) > part_rows:
+            parts.append(slice(begin, end))
+            begin, n = end, 0
+        n += rows_in(chunk)
+    if begin < len(chunks):
+        parts.append(slice(begin, len(chunks)))
+    return parts
 
 
 def _over(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

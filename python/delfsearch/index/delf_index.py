@@ -152,6 +152,30 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
         self._settle(store)
         return self
 
+    def build(
+        self,
+        path: str | os.PathLike[str],
+        features: Iterable[LocalFeatures],
+        *,
+        metadata: Iterable[Mapping[str, Any] | None] | None = None,
+        training: Iterable[LocalFeatures] | None = None,
+    ) -> DelfIndex:
+        """Index photos that come one by one, in a folder, in bounded memory with method "ivf".
+
+        path : a folder that is absent or empty, or that of a build that was interrupted: the same
+            call with the same photos goes on after those that are in.
+        features : of photos, ids 0, 1, 2, ... metadata : for each photo, see fit.
+        training : photos that what codes mean is learned from, with method "ivf"; they need not be
+            among those indexed, and 256 descriptors a list are enough. Photos are then encoded as
+            they come. None: all wait on disk in float32 (160 bytes a descriptor of 40 dimensions),
+            and it is learned from a sample of all.
+        Returns self, living in the folder. Raises FileExistsError where the folder holds something
+        else, ValueError where there is no photo or an interrupted build had other parameters.
+        """
+        from delfsearch.index.builder import build_index
+
+        return build_index(self, Path(path), features, metadata, training)
+
     def add(
         self,
         features: Iterable[LocalFeatures],
@@ -520,6 +544,16 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
         segments = SegmentSet(store, self._engine())
         segments.load()
         self._store, self._segments = store, segments
+
+    def _check_begun(self, store: IndexStore) -> None:
+        """Refuse to go on with a build of other parameters."""
+        begun = store.catalog.value("index")
+        for name in ("method", "n_lists", "code", "leaf_size", "postings", "clip_quantile"):
+            if begun.get(name) != getattr(self, name):
+                raise ValueError(
+                    f"the build in {store.path} was begun with {name}={begun.get(name)!r}; got "
+                    f"{getattr(self, name)!r}: go on with that, or build into another folder"
+                )
 
     def _store_parameters(self, store: IndexStore) -> None:
         parameters = {

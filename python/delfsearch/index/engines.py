@@ -99,9 +99,17 @@ class Shared(Protocol):
 
 
 class Engine(Protocol):
-    """How the searchers of an index are built. prefix : of their arrays on disk."""
+    """How the searchers of an index are built.
+
+    prefix : of their arrays on disk. part_rows : rows from which a large one is built in parts that
+    are merged; None: at once.
+    """
 
     prefix: str
+
+    @property
+    def part_rows(self) -> int | None:
+        """Rows of a part."""
 
     @property
     def n_jobs(self) -> int | None:
@@ -153,6 +161,7 @@ class TreeEngine:
     clip_quantile: float
     n_jobs: int | None
     prefix = "tree."
+    part_rows = None
 
     def _params(self) -> dict[str, Any]:
         return {
@@ -224,6 +233,7 @@ class ListEngine:
     n_jobs: int | None
     postings: str
     prefix = "lists."
+    part_rows = 1 << 22
 
     def _params(self) -> dict[str, Any]:
         names = ("n_lists", "n_probe", "code", "leaf_size", "rerank", "clip_quantile")

@@ -218,7 +218,7 @@ def build_segment(
     searcher = None
     if offsets[-1] > 0:
         if shared is None:
-            shared = engine.learn(_sample(chunks, int(offsets[-1]), engine))
+            shared = engine.learn(sample(chunks, int(offsets[-1]), engine))
         searcher = engine.build(_gather(chunks, "descriptors", shared.quantize), shared, counts)
     return Segment(
         image_ids=image_ids,
@@ -252,9 +252,15 @@ def _gather(
     return whole
 
 
-def _sample(
+def rows_in(chunk: Mapping[str, NDArray[Any]]) -> int:
+    """Return how many features a chunk has."""
+    return int(chunk["offsets"][-1])
+
+
+def sample(
     chunks: Sequence[Mapping[str, NDArray[Any]]], n_rows: int, engine: Engine
 ) -> NDArray[np.float32]:
+    """Return rows to learn from, at equal spacing."""
     step = max(1, n_rows // engine.n_learned_from(n_rows))
     parts, start = [], 0
     for chunk in chunks:

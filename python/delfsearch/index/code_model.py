@@ -33,6 +33,8 @@ _DTYPES = {
 _LEARNED = ("rotations", "rotation_of", "codebooks", "codebook_of")
 # Rows of a cell, at least, that it learns from on average: fewer rows make fewer cells.
 ROWS_PER_LIST = 32
+# Of each cell, at most to twice as many, that cells themselves are learned from.
+_COARSE_ROWS = 128
 _COARSE_ITERATIONS, _CODE_ITERATIONS, _TOLERANCE = 10, 25, 1e-4
 
 
@@ -81,10 +83,14 @@ class CodeModel:
         if len(rows) < 2**bits:
             rows = np.resize(rows, (2**bits, rows.shape[1]))
         n_cells = max(1, min(n_lists, len(rows) // ROWS_PER_LIST))
+        # Cells need fewer rows than what is learned within them.
+        step = max(1, len(rows) // (_COARSE_ROWS * n_cells))
+        some = np.ascontiguousarray(rows[::step])
         coarse, _, _ = _core.kmeans(
-            rows, n_cells, _COARSE_ITERATIONS, _TOLERANCE, 0, seed, n_threads
+            some, n_cells, _COARSE_ITERATIONS, _TOLERANCE, 0, seed, n_threads
         )
-        cells, _ = _core.assign_nearest(coarse, rows, n_threads)
+        nearest = _core.CoarseSearch(coarse).nearest(rows, 1, n_threads)
+        cells = np.ascontiguousarray(nearest[:, 0])
         learned = _core.train_lopq(
             rows,
             cells,

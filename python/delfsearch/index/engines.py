@@ -35,8 +35,8 @@ MAX_LEAVES = {"kdtree": 128, "ivf": 10000}
 LEAF_SIZE = {"kdtree": 64, "ivf": 2048}
 # Rows that the 8 bits of a tree are learned from at least, where there are as many.
 _TREE_ROWS = 2**18
-# Of each cell, for cells and codebooks of posting lists; and at most.
-_LIST_ROWS, _MOST_LIST_ROWS = 256, 2**22
+# Of each cell, so that most have codebooks of their own; and at most.
+_LIST_ROWS, _MOST_LIST_ROWS = 1280, 2**23
 
 
 class Prepared(Protocol):

@@ -169,7 +169,7 @@ def test_damage_that_a_query_could_not_survive_is_refused_on_load(index):
             with pytest.raises(IndexFormatError, match="damaged"):
                 DelfIndex.load(index.path)
         file.write_bytes(content)
-    for name in {"kdtree": ("tree.ids",), "ivf": ("lists.id_words", "lists.sizes")}[index.method]:
+    for name in {"kdtree": ("tree.ids",), "ivf": ("lists.id_starts", "lists.sizes")}[index.method]:
         ids = segment / f"{name}.npy"
         content = ids.read_bytes()
         array_files.write_array(ids, np.full_like(np.load(ids), 255))
@@ -421,3 +421,24 @@ def test_format_version_1_is_read(tmp_path):
 
 def test_the_golden_index_is_small():
     assert sum(p.stat().st_size for p in GOLDEN.rglob("*") if p.is_file()) < 50_000
+
+
+def test_damaged_ids_are_found_and_harm_no_query(tmp_path):
+    """Packed ids are not read through at loading: whatever they hold is some id that there is."""
+    photos = make_collection()
+    index = DelfIndex(method="ivf", code="4x5", n_lists=3, n_probe=3).fit(photos)
+    index.save(tmp_path / "index")
+    file = next((tmp_path / "index").glob("segment-*")) / "lists.id_words.npy"
+    words = np.load(file)
+    rng = np.random.default_rng(0)
+    for bad in (np.zeros_like(words), ~np.zeros_like(words), rng.permutation(words)):
+        array_files.write_array(file, bad)
+        loaded = DelfIndex.load(tmp_path / "index")
+        found = loaded.query(photos[0], k=50)
+        assert set(found.image_ids.tolist()) <= set(range(len(photos)))
+        loaded.remove([0])
+        assert 0 not in loaded.query(photos[0], k=50).image_ids
+        assert any("lists.id_words" in problem for problem in loaded.check())
+        loaded._store.close()  # it was changed, and keeps others from writing
+        with pytest.raises(IndexFormatError, match="damaged"):
+            DelfIndex.load(tmp_path / "index", verify=True)

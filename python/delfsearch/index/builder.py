@@ -309,9 +309,7 @@ def build_index(
 ) -> DelfIndex:
     """Build an index of photos that come one by one; see DelfIndex.build."""
     if training is not None and index.method != "ivf":
-        raise ValueError(
-            f'training must be None but with method="ivf"; got method={index.method!r}'
-        )
+        raise ValueError(f'training is for method="ivf"; got "{index.method}"')
     builder = IndexBuilder(index, path)
     try:
         if training is not None:

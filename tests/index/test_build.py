@@ -1,0 +1,113 @@
+"""DelfIndex.build: photos that come one by one, in parts, interrupted or not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from search_helpers import files_of, make_collection, same_matches
+
+from delfsearch.features import LocalFeatures
+from delfsearch.index import builder as builder_module
+from delfsearch.index.delf_index import DelfIndex
+from delfsearch.index.engines import ListEngine
+
+LISTS = {"method": "ivf", "code": "4x5", "n_lists": 3, "n_probe": 3}
+
+
+@pytest.fixture
+def photos() -> list[LocalFeatures]:
+    return [photo for seed in range(4) for photo in make_collection(seed=seed)]
+
+
+@pytest.fixture(params=[30, 10**6])
+def part_rows(request, monkeypatch) -> int:
+    monkeypatch.setattr(ListEngine, "part_rows", request.param)
+    monkeypatch.setattr(builder_module, "_COMMIT_ROWS", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("postings", ["features", "photos"])
+@pytest.mark.parametrize("trained", [True, False])
+def test_it_is_what_fit_makes(tmp_path, photos, part_rows, postings, trained):
+    params = {**LISTS, "postings": postings}
+    metadata = [{"label": str(i % 3), "path": f"{i}.jpg"} for i in range(len(photos))]
+    index = DelfIndex(**params)
+    training = photos if trained else None
+    built = index.build(tmp_path / "i", iter(photos), metadata=iter(metadata), training=training)
+    fitted = DelfIndex(**params).fit(photos, metadata=metadata)
+    assert built is index and built.path == tmp_path / "i" and built.check() == []
+    assert len(built) == len(photos) and built.n_descriptors == fitted.n_descriptors
+    assert [r for r in built.images()] == [r for r in fitted.images()]
+    for photo in photos[::3]:
+        for max_leaves in (None, 1):
+            ours = built.query(photo, k=7, max_leaves=max_leaves, where={"label": "1"})
+            theirs = fitted.query(photo, k=7, max_leaves=max_leaves, where={"label": "1"})
+            assert same_matches(ours, theirs)
+    assert len(list((tmp_path / "i").glob("segment-*"))) == 1
+    assert len(list((tmp_path / "i").glob("codes-*"))) == 1
+    assert not list((tmp_path / "i").glob("chunk-*"))
+    added = built.add(photos[:2])
+    assert added.tolist() == [len(photos), len(photos) + 1]
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_an_interrupted_build_gives_the_same_bytes(tmp_path, photos, part_rows, trained):
+    training = photos if trained else None
+
+    def breaks_at(n: int):
+        yield from photos[:n]
+        raise KeyboardInterrupt
+
+    whole = DelfIndex(**LISTS).build(tmp_path / "whole", photos, training=training)
+    for n in (0, 3, 9, len(photos)):
+        with pytest.raises(KeyboardInterrupt):
+            DelfIndex(**LISTS).build(tmp_path / "i", breaks_at(n), training=training)
+    DelfIndex(**LISTS).build(tmp_path / "i", photos, training=training)
+    assert files_of(tmp_path / "i") == files_of(whole.path)
+
+
+def test_a_build_that_stops_while_it_merges_goes_on(tmp_path, photos, monkeypatch):
+    monkeypatch.setattr(ListEngine, "part_rows", 30)
+    monkeypatch.setattr(builder_module, "_COMMIT_ROWS", 30)
+    whole = DelfIndex(**LISTS).build(tmp_path / "whole", photos)
+
+    def fails(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(builder_module, "merge_stored", fails)
+        with pytest.raises(OSError, match="No space"):
+            DelfIndex(**LISTS).build(tmp_path / "i", photos)
+    DelfIndex(**LISTS).build(tmp_path / "i", photos)
+    assert files_of(tmp_path / "i") == files_of(whole.path)
+
+
+def test_what_it_refuses(tmp_path, photos, monkeypatch):
+    with pytest.raises(ValueError, match='training is for method="ivf"; got "kdtree"'):
+        DelfIndex(method="kdtree").build(tmp_path / "i", photos, training=photos)
+    with pytest.raises(ValueError, match="at least one photo with features"):
+        DelfIndex(**LISTS).build(tmp_path / "i", photos, training=[LocalFeatures.empty(8)])
+    with pytest.raises(TypeError, match="features must be LocalFeatures; got int"):
+        DelfIndex(**LISTS).build(tmp_path / "j", [1])
+    monkeypatch.setattr(builder_module, "_COMMIT_ROWS", 30)
+
+    def breaks():
+        yield from photos[:9]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        DelfIndex(**LISTS).build(tmp_path / "k", breaks(), training=photos)
+    other = DelfIndex(**{**LISTS, "n_lists": 4})
+    with pytest.raises(ValueError, match="begun with n_lists=3; got 4"):
+        other.build(tmp_path / "k", photos, training=photos)
+    built = DelfIndex(**LISTS).build(tmp_path / "k", photos, training=photos)
+    with pytest.raises(FileExistsError, match="already holds an index"):
+        DelfIndex(**LISTS).build(built.path, photos)
+
+
+def test_a_tree_is_built_so_too(tmp_path, photos):
+    built = DelfIndex(method="kdtree").build(tmp_path / "i", photos)
+    fitted = DelfIndex(method="kdtree").fit(photos)
+    for photo in photos[::4]:
+        assert same_matches(built.query(photo, k=5), fitted.query(photo, k=5))
+    assert np.array_equal(built.ids, fitted.ids)

@@ -91,7 +91,7 @@ def test_without_exact_descriptors(tmp_path, rows, model):
     whole = InvertedFile.from_codes(model.quantize(rows), model)
     for ours, theirs in zip(file.query(rows[:9], k=5), whole.query(rows[:9], k=5)):
         np.testing.assert_array_equal(ours, theirs)
-    with pytest.raises(
+    with pytest.raises(ValueError, match="rerank must be 0, since this inverted file holds no"):
         ValueError, match="rerank must be 0, since this inverted file holds no 8-bit"
     ):
         file.query(rows[:1], rerank=10)

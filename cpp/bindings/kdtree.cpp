@@ -131,6 +131,18 @@ void bind_kdtree(py::module_& m) {
           },
           py::arg("queries").noconvert(), py::arg("k"), py::arg("max_leaves"), py::arg("n_threads"))
       .def(
+          "norms_of_wanted",
+          [](const KdTreeView& tree, const Array<std::uint8_t>& wanted) {
+            KdTreeNorms made;
+            {
+              py::gil_scoped_release release;
+              made = norms_of_wanted(tree, view(wanted));
+            }
+            return py::make_tuple(to_numpy(std::move(made.norms)),
+                                  to_numpy(std::move(made.leaf_norms)));
+          },
+          py::arg("wanted").noconvert())
+      .def(
           "unpack_codes",
           [](const KdTreeView& tree, std::size_t begin, std::size_t end) {
             std::vector<std::uint8_t> codes;

@@ -299,6 +299,26 @@ std::vector<std::uint8_t> unpack_codes(const KdTreeView& tree, std::size_t begin
   return codes;
 }
 
+KdTreeNorms norms_of_wanted(const KdTreeView& tree, Span<const std::uint8_t> wanted) {
+  if (wanted.size() != tree.n) throw std::invalid_argument("wanted must have a value for each row");
+  KdTreeNorms made{{tree.norms.begin(), tree.norms.end()},
+                   {tree.leaf_norms.begin(), tree.leaf_norms.end()}};
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const std::size_t bytes = id_bytes(tree.n);
+  for (std::size_t leaf = 0; leaf < tree.n_leaves(); ++leaf) {
+    const std::size_t begin = leaf * tree.leaf_size;
+    const std::size_t end = std::min(begin + tree.leaf_size, tree.n);
+    float least = kInfinity;
+    for (std::size_t place = begin; place < end; ++place) {
+      float& norm = made.norms[place];
+      norm = wanted[read_id(tree, bytes, place)] != 0 ? norm : kInfinity;
+      least = std::min(least, norm);
+    }
+    if (least == kInfinity) made.leaf_norms[leaf] = kInfinity;
+  }
+  return made;
+}
+
 void KdTreeView::check() const {
   const auto require = [](bool good, const char* message) {
     if (!good) throw std::invalid_argument(message);

@@ -177,6 +177,46 @@ void test_refusals() {
   CHECK_THROWS(view_of(arrays, quantizer, 3, 2).check(), std::invalid_argument);
 }
 
+// Any number of leaves visited, of those that hold something wanted.
+void test_only_wanted_rows_are_found() {
+  const std::size_t n = 3000, d = 12, leaf_size = 20, m = 50;
+  Random random;
+  const auto X = clustered(n, d, random);
+  const auto Q = clustered(m, d, random);
+  const Quantizer quantizer = fit_quantizer(X, d, 0.9999);
+  const auto codes = quantize(quantizer, X);
+  const auto arrays = build_kdtree(codes, quantizer, leaf_size, Splits::kMeans, 2, 2);
+  const KdTreeView tree = view_of(arrays, quantizer, n, leaf_size);
+  const auto all = search_kdtree(tree, Q, n, tree.n_leaves(), 1);
+  for (const std::size_t step : {std::size_t{2}, std::size_t{100}, n, 2 * n}) {
+    std::vector<std::uint8_t> wanted(n, 0);
+    std::size_t n_wanted = 0;
+    for (std::size_t id = step / 2; id < n; id += step, ++n_wanted) wanted[id] = 1;
+    const KdTreeNorms norms = norms_of_wanted(tree, wanted);
+    KdTreeView some = tree;
+    some.norms = norms.norms;
+    some.leaf_norms = norms.leaf_norms;
+    const std::size_t k = 40;
+    for (const std::size_t leaves : {n_wanted + 1, tree.n_leaves()}) {
+      const auto found = search_kdtree(some, Q, k, leaves, 1);
+      for (std::size_t q = 0; q < m; ++q) {
+        std::size_t at = 0;
+        for (std::size_t i = 0; i < n && at < std::min(k, n_wanted); ++i) {
+          const std::int64_t id = all.ids[q * n + i];
+          if (wanted[static_cast<std::size_t>(id)] == 0) continue;
+          CHECK(found.ids[q * k + at] == id);
+          CHECK(found.squared_distances[q * k + at] == all.squared_distances[q * n + i]);
+          ++at;
+        }
+        for (; at < k; ++at) CHECK(found.ids[q * k + at] == -1);
+      }
+    }
+    const auto one = search_kdtree(some, Q, 1, 1, 1);
+    for (std::size_t q = 0; q < m; ++q) CHECK((one.ids[q] >= 0) == (n_wanted > 0));
+  }
+  CHECK_THROWS(norms_of_wanted(tree, std::vector<std::uint8_t>(n - 1)), std::invalid_argument);
+}
+
 }  // namespace
 
 int main() {
@@ -185,5 +225,6 @@ int main() {
   test_exhaustive_search(333, 130, 16, 20);
   test_threads();
   test_refusals();
+  test_only_wanted_rows_are_found();
   return delfsearch_test::report("kdtree");
 }

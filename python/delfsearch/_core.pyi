@@ -122,6 +122,9 @@ class KdTreeView:
     def search(
         self, queries: NDArray[np.float32], k: int, max_leaves: int, n_threads: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
+    def norms_of_wanted(
+        self, wanted: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
     def unpack_codes(self, begin: int, end: int) -> NDArray[np.uint8]: ...
 
 def pack_ids(

@@ -325,8 +325,11 @@ def test_a_mask_of_another_form_is_refused(name):
             searcher.prepare(mask)
 
 
-def test_what_was_prepared_for_other_lists_is_refused():
+def test_what_another_searcher_prepared_is_refused():
     one, other = (InvertedFile(n_lists=2, code="4x4").fit(clusters(n)) for n in (100, 1000))
     allowed = one.prepare(np.ones(100, bool))
     with pytest.raises(ValueError, match="allowed must have a bit for each place"):
         other.query(clusters(3), k=2, allowed=allowed)
+    tree, copy = (QuantizedKDTree().fit(clusters(100)) for _ in range(2))
+    with pytest.raises(ValueError, match="prepared by another tree"):
+        copy.query(clusters(3), k=2, allowed=tree.prepare(np.ones(100, bool)))

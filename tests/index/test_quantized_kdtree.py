@@ -116,7 +116,9 @@ def test_visits_the_leaves_whose_mean_is_nearest(leaf_size):
     X = mixture(3000, 12)
     tree = QuantizedKDTree(leaf_size=leaf_size).fit(X)
     Q = mixture(40, 12, seed=3)
-    leaf_ids = [tree._ids()[at : at + leaf_size] for at in range(0, len(X), leaf_size)]
+    packed = tree.arrays()["ids"].reshape(len(X), 3).astype(np.int64)
+    order = packed @ [1, 1 << 8, 1 << 16]
+    leaf_ids = [order[at : at + leaf_size] for at in range(0, len(X), leaf_size)]
     codes, quantizer = tree.codes(), tree.quantizer_
     means = np.array([np.floor(codes[ids].mean(0) + 0.5) for ids in leaf_ids]).astype(np.uint8)
     step = quantizer.step.astype(np.float64)

@@ -96,6 +96,14 @@ KdTreeArrays build_kdtree(Span<const std::uint8_t> codes, const Quantizer& quant
 // the ids would save the scan, about 2 ms per million rows, for 3 or 4 bytes a row.)
 std::vector<std::uint8_t> unpack_codes(const KdTreeView& tree, std::size_t begin, std::size_t end);
 
+// Norms that let a search find some rows only: +inf for the others, and for leaves without any.
+struct KdTreeNorms {
+  std::vector<float> norms, leaf_norms;
+};
+
+// wanted (n): not 0 for the ids that may be found. What has norm +inf already keeps it.
+KdTreeNorms norms_of_wanted(const KdTreeView& tree, Span<const std::uint8_t> wanted);
+
 struct Neighbours {
   std::vector<float> squared_distances;  // (m, k), +inf where missing
   std::vector<std::int64_t> ids;         // (m, k), -1 where missing

@@ -40,7 +40,6 @@ _DTYPES = {
 }
 # As in kdtree.hpp.
 _MAX_ROWS = 2**31 - 64
-_ROWS_AT_ONCE = 1 << 20
 _TREE_ARRAYS = ("codes", "norms", "ids", "leaf_codes", "leaf_norms")
 
 
@@ -49,6 +48,7 @@ class AllowedRows:
     """Rows that a search of one tree may find: a view of it with norms of their own."""
 
     view: _core.KdTreeView
+    codes: NDArray[np.uint8]  # of the tree
     nbytes: int
 
 
@@ -184,6 +184,8 @@ class QuantizedKDTree(BaseEstimator):  # type: ignore[misc]
         k = check_integer(k, "k", minimum=1, maximum=_MAX_ROWS)
         leaves = self.max_leaves if max_leaves is None else max_leaves
         leaves = min(check_integer(leaves, "max_leaves", minimum=1), self.n_leaves_)
+        if allowed is not None and allowed.codes is not self._arrays["codes"]:
+            raise ValueError("allowed was prepared by another tree; call prepare of this one")
         view = self._view if allowed is None else allowed.view
         found: tuple[NDArray[np.float32], NDArray[np.int64]] = view.search(
             queries, k, leaves, check_n_jobs(self.n_jobs)
@@ -217,9 +219,10 @@ class QuantizedKDTree(BaseEstimator):  # type: ignore[misc]
         wanted = check_rows(rows, self._n_rows)
         if len(wanted) == 0:
             return
-        kept = np.ones(self._n_rows, bool)
-        kept[wanted] = False
-        norms = self._norms_of(kept)
+        kept = np.ones(self._n_rows, np.uint8)
+        kept[wanted] = 0
+        # Leaves keep their norms, which are checked when the tree is read again.
+        norms, _ = self._view.norms_of_wanted(kept)
         shape = np.array([self._n_rows, self.n_features_in_, self.leaf_size_], np.int64)
         self._adopt(self.quantizer_, shape, {**self._arrays, "norms": norms}, check=False)
 
@@ -229,25 +232,11 @@ class QuantizedKDTree(BaseEstimator):  # type: ignore[misc]
         mask : (n,) bool, rows that may be found. Rows removed are not, those removed later are.
         """
         check_is_fitted(self)
-        norms = self._norms_of(check_mask(mask, self._n_rows))
-        leaf_norms = np.array(self._arrays["leaf_norms"], np.float32)
-        starts = np.arange(0, self._n_rows, self.leaf_size_)
-        closed = np.minimum.reduceat(norms[: self._n_rows], starts) == np.inf
-        leaf_norms[: self.n_leaves_][closed] = np.inf
+        wanted = check_mask(mask, self._n_rows)
+        norms, leaf_norms = self._view.norms_of_wanted(np.ascontiguousarray(wanted).view(np.uint8))
         arrays = {**self._arrays, "norms": norms, "leaf_norms": leaf_norms}
         view = _view_of(self.quantizer_, self._n_rows, self.leaf_size_, arrays, check=False)
-        return AllowedRows(view, norms.nbytes + leaf_norms.nbytes)
-
-    def _norms_of(self, kept: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Return the norms, infinite where a row is not kept."""
-        norms = np.array(self._arrays["norms"], np.float32)
-        packed = self._arrays["ids"].reshape(self._n_rows, -1)
-        for start in range(0, self._n_rows, _ROWS_AT_ONCE):
-            part = packed[start : start + _ROWS_AT_ONCE]
-            ids = np.zeros((len(part), 4), np.uint8)
-            ids[:, : part.shape[1]] = part
-            norms[start : start + len(part)][~kept[ids.view("<u4")[:, 0]]] = np.inf
-        return norms
+        return AllowedRows(view, self._arrays["codes"], norms.nbytes + leaf_norms.nbytes)
 
     def arrays(self) -> Arrays:
         """Return all that `from_arrays` needs: flat little-endian arrays, without copies.

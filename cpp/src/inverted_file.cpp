@@ -127,10 +127,9 @@ CodeNeighbours scan_lists(const InvertedFileView& file, Span<const float> querie
         if (file.sizes[list] > 0) scan.list(list, rows, state, together);
       }
     }
-    std::vector<std::uint64_t> keys;
     for (std::size_t i = 0; i < n; ++i)
-      nearest[i].write(found.squared_distances.data() + by_list[begin + i] * k,
-                       found.places.data() + by_list[begin + i] * k, keys);
+      nearest[i].write(scan::kernels(), found.squared_distances.data() + by_list[begin + i] * k,
+                       found.places.data() + by_list[begin + i] * k);
   });
   return found;
 }

@@ -31,7 +31,7 @@ inline float float_of(std::uint32_t bits) {
 class NearestCodes {
  public:
   // Entries that the arrays of reset have room for.
-  static std::size_t room(std::size_t k) { return 2 * most(k) + scan::kRoom; }
+  static std::size_t room(std::size_t k) { return 3 * most(k) + scan::kRoom; }
 
   void reset(std::size_t k, float* values, std::uint32_t* places) {
     k_ = k;
@@ -52,19 +52,16 @@ class NearestCodes {
     std::copy_n(values, n, values_ + size_);
     std::copy_n(places, n, places_ + size_);
     size_ += n;
-    if (size_ > most(k_) || (size_ >= k_ && limit_ == std::numeric_limits<float>::infinity()))
+    if (size_ > 2 * most(k_) || (size_ >= k_ && limit_ == std::numeric_limits<float>::infinity()))
       size_ = cut(kernels, values_, places_, size_);
   }
 
-  void write(float* distances, std::int64_t* places, std::vector<std::uint64_t>& keys) const {
-    keys.resize(size_);
-    for (std::size_t i = 0; i < size_; ++i) keys[i] = key(values_[i], places_[i]);
-    std::sort(keys.begin(), keys.end());
-    for (std::size_t i = 0; i < k_; ++i) {
-      distances[i] = i < size_ ? float_of(static_cast<std::uint32_t>(keys[i] >> 32))
-                               : std::numeric_limits<float>::infinity();
-      places[i] = i < size_ ? static_cast<std::int64_t>(keys[i] & 0xffffffffu) : -1;
-    }
+  void write(const scan::Kernels& kernels, float* distances, std::int64_t* places) {
+    if (size_ > most(k_)) size_ = cut(kernels, values_, places_, size_);
+    if (!write_by_ranks(kernels, distances, places)) write_by_keys(distances, places);
+    std::fill(distances + std::min(size_, k_), distances + k_,
+              std::numeric_limits<float>::infinity());
+    std::fill(places + std::min(size_, k_), places + k_, -1);
   }
 
   std::size_t scanned = 0;  // codes
@@ -74,6 +71,36 @@ class NearestCodes {
   float limit_ = std::numeric_limits<float>::infinity();
   float* values_ = nullptr;
   std::uint32_t* places_ = nullptr;
+
+  static constexpr std::size_t kMostRanked = 192;
+
+  // False where it is not for it: for many, or where distances tie.
+  bool write_by_ranks(const scan::Kernels& kernels, float* distances, std::int64_t* places) const {
+    if (size_ > kMostRanked) return false;
+    std::uint32_t keys[kMostRanked + scan::kRoom], ranks[kMostRanked + scan::kRoom];
+    std::memcpy(keys, values_, size_ * sizeof(float));
+    std::fill(keys + size_, keys + size_ + scan::kRoom, 0u);
+    kernels.ranks(keys, size_, ranks);
+    float sorted[kMostRanked];
+    for (std::size_t i = 0; i < size_; ++i) sorted[ranks[i]] = values_[i];
+    bool tie = false;
+    for (std::size_t i = 1; i < size_; ++i) tie |= sorted[i - 1] == sorted[i];
+    if (tie) return false;
+    std::copy_n(sorted, std::min(size_, k_), distances);
+    for (std::size_t i = 0; i < size_; ++i)
+      if (ranks[i] < k_) places[ranks[i]] = static_cast<std::int64_t>(places_[i]);
+    return true;
+  }
+
+  void write_by_keys(float* distances, std::int64_t* places) const {
+    std::vector<std::uint64_t> keys(size_);
+    for (std::size_t i = 0; i < size_; ++i) keys[i] = key(values_[i], places_[i]);
+    std::sort(keys.begin(), keys.end());
+    for (std::size_t i = 0; i < std::min(size_, k_); ++i) {
+      distances[i] = float_of(static_cast<std::uint32_t>(keys[i] >> 32));
+      places[i] = static_cast<std::int64_t>(keys[i] & 0xffffffffu);
+    }
+  }
 
   static std::size_t most(std::size_t k) { return k + k / 4 + 4; }
   static std::uint64_t key(float value, std::uint32_t place) {

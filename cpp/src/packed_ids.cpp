@@ -19,8 +19,8 @@ struct Layout {
 
 Layout layout_of(std::size_t n, std::uint64_t universe) {
   if (n == 0) return {0, 0, 0, 0};
-  int low = 0;
-  while ((universe / n) >> (low + 1)) ++low;
+  const std::uint64_t each = universe / n;
+  const int low = each == 0 ? 0 : highest_bit(each);
   const std::size_t samples = (n - 1) / kSample;  // that of number 0 is not kept
   const std::size_t high = n + static_cast<std::size_t>((universe - 1) >> low) + 1;
   return {low, (samples + 1) / 2, (high + 63) / 64, (n * static_cast<std::size_t>(low) + 63) / 64};
@@ -109,6 +109,36 @@ std::uint32_t PackedIdsView::get(std::size_t sequence, std::size_t n, std::size_
   return static_cast<std::uint32_t>(
       upper << layout.low_bits |
       read_bits(low, i * static_cast<std::size_t>(layout.low_bits), layout.low_bits));
+}
+
+void PackedIdsView::get_some(std::size_t sequence, std::size_t n, const std::uint32_t* at,
+                             std::size_t count, std::uint32_t* out) const {
+  const Layout layout = layout_of(n, universe);
+  const std::uint64_t* samples = words.data() + starts[sequence];
+  const std::uint64_t* high = samples + layout.n_sample_words;
+  const std::uint64_t* low = high + layout.n_high_words;
+  // `before` numbers have their bits before this word, which holds the next `here`.
+  std::size_t word = 0, before = 0;
+  auto here = static_cast<std::size_t>(count_bits(high[0]));
+  for (std::size_t c = 0; c < count; ++c) {
+    const std::size_t i = at[c];
+    if (i - before > 2 * kSample) {
+      const std::size_t bit = read_bits(samples, (i / kSample - 1) * 32, 32);
+      word = std::min(bit / 64, layout.n_high_words - 1);  // beyond it in a damaged file
+      const std::uint64_t earlier = (std::uint64_t{1} << bit % 64) - 1;
+      before = i / kSample * kSample - static_cast<std::size_t>(count_bits(high[word] & earlier));
+      here = static_cast<std::size_t>(count_bits(high[word]));
+    }
+    while (before + here <= i && word + 1 < layout.n_high_words) {
+      before += here;
+      here = static_cast<std::size_t>(count_bits(high[++word]));
+    }
+    const std::size_t bit = word * 64 + static_cast<std::size_t>(nth_bit(high[word], i - before));
+    const std::uint64_t value =
+        (bit - i) << layout.low_bits |
+        read_bits(low, i * static_cast<std::size_t>(layout.low_bits), layout.low_bits);
+    out[c] = static_cast<std::uint32_t>(std::min(value, universe - 1));  // larger if damaged
+  }
 }
 
 void PackedIdsView::get_all(std::size_t sequence, std::size_t n, std::uint32_t* out) const {

@@ -223,6 +223,33 @@ DELFSEARCH_TARGET void leaf_bounds(const ProductCode& code, const std::uint32_t*
   }
 }
 
+// Lanes are the keys that are ranked, two vectors of them at a time.
+DELFSEARCH_TARGET void ranks(std::uint32_t* keys, std::size_t n, std::uint32_t* ranks) {
+  for (std::size_t i = 0; i < n; i += 16) {
+    __m256i own[2], before[2];
+    for (int v = 0; v < 2; ++v) {
+      own[v] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(keys + i + 8 * v));
+      before[v] = _mm256_setzero_si256();
+    }
+    const std::size_t end = n - i < 16 ? n : i + 16;
+    // Those given earlier count where they are equal, too: where own + 1 > key.
+    for (int v = 0; v < 2; ++v) own[v] = _mm256_add_epi32(own[v], _mm256_set1_epi32(1));
+    for (std::size_t j = 0; j < i; ++j)
+      for (int v = 0; v < 2; ++v)
+        before[v] = _mm256_sub_epi32(
+            before[v], _mm256_cmpgt_epi32(own[v], _mm256_set1_epi32(static_cast<int>(keys[j]))));
+    for (int v = 0; v < 2; ++v) own[v] = _mm256_sub_epi32(own[v], _mm256_set1_epi32(1));
+    for (std::size_t j = end; j < n; ++j)
+      for (int v = 0; v < 2; ++v)
+        before[v] = _mm256_sub_epi32(
+            before[v], _mm256_cmpgt_epi32(own[v], _mm256_set1_epi32(static_cast<int>(keys[j]))));
+    for (int v = 0; v < 2; ++v)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(ranks + i + 8 * v), before[v]);
+    for (std::size_t a = i; a < end; ++a)
+      for (std::size_t b = i; b < a; ++b) ++ranks[keys[b] <= keys[a] ? a : b];
+  }
+}
+
 DELFSEARCH_TARGET void range(const float* values, std::size_t n, float* least, float* greatest) {
   __m256 low = _mm256_set1_ps(values[0]), high = low;
   std::size_t i = 0;
@@ -281,8 +308,8 @@ DELFSEARCH_TARGET std::size_t keep_within(float* values, std::uint32_t* places, 
 }  // namespace
 
 const Kernels& kernels_avx2() {
-  static const Kernels table{may_pass, distances,    round_down, leaf_bounds,
-                             range,    count_within, keep_within};
+  static const Kernels table{may_pass, distances, round_down,   leaf_bounds,
+                             ranks,    range,     count_within, keep_within};
   return table;
 }
 

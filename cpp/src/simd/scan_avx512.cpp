@@ -203,6 +203,35 @@ DELFSEARCH_TARGET void leaf_bounds(const ProductCode& code, const std::uint32_t*
   }
 }
 
+// Lanes are the keys that are ranked.
+DELFSEARCH_TARGET void ranks(std::uint32_t* keys, std::size_t n, std::uint32_t* ranks) {
+  const __m512i one = _mm512_set1_epi32(1);
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (std::size_t i = 0; i < n; i += 16) {
+    const __m512i own = _mm512_loadu_si512(keys + i);
+    __m512i before = _mm512_setzero_si512();
+    const std::size_t end = n - i < 16 ? n : i + 16;
+    // Those given earlier count where they are equal, too.
+    for (std::size_t j = 0; j < i; ++j)
+      before = _mm512_mask_add_epi32(
+          before, _mm512_cmple_epu32_mask(_mm512_set1_epi32(static_cast<int>(keys[j])), own),
+          before, one);
+    for (std::size_t j = i; j < end; ++j) {
+      const __m512i key = _mm512_set1_epi32(static_cast<int>(keys[j]));
+      const __mmask16 later =
+          _mm512_cmpgt_epi32_mask(lanes, _mm512_set1_epi32(static_cast<int>(j - i)));
+      const auto less = static_cast<__mmask16>(_mm512_cmplt_epu32_mask(key, own) |
+                                               _mm512_mask_cmpeq_epi32_mask(later, key, own));
+      before = _mm512_mask_add_epi32(before, less, before, one);
+    }
+    for (std::size_t j = end; j < n; ++j)
+      before = _mm512_mask_add_epi32(
+          before, _mm512_cmplt_epu32_mask(_mm512_set1_epi32(static_cast<int>(keys[j])), own),
+          before, one);
+    _mm512_storeu_si512(ranks + i, before);
+  }
+}
+
 DELFSEARCH_TARGET void range(const float* values, std::size_t n, float* least, float* greatest) {
   __m512 low = _mm512_set1_ps(values[0]), high = low;
   for (std::size_t i = 0; i < n; i += 16) {
@@ -246,8 +275,8 @@ DELFSEARCH_TARGET std::size_t keep_within(float* values, std::uint32_t* places, 
 }  // namespace
 
 const Kernels& kernels_avx512() {
-  static const Kernels table{may_pass, distances,    round_down, leaf_bounds,
-                             range,    count_within, keep_within};
+  static const Kernels table{may_pass, distances, round_down,   leaf_bounds,
+                             ranks,    range,     count_within, keep_within};
   return table;
 }
 

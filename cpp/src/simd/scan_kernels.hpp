@@ -53,6 +53,9 @@ struct Kernels {
   void (*leaf_bounds)(const ProductCode& code, const std::uint32_t* present, std::size_t n_leaves,
                       const float* entries, float* bounds);
 
+  // The place that each of n keys, below 2^31, has when they rise; equal keys keep their order. All
+  // pairs are compared: for some hundred keys at most. There is kRoom behind keys and ranks.
+  void (*ranks)(std::uint32_t* keys, std::size_t n, std::uint32_t* ranks);
   // The least and the greatest of n >= 1 values.
   void (*range)(const float* values, std::size_t n, float* least, float* greatest);
   // How many values are at most limit.

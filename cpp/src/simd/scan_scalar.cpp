@@ -86,6 +86,15 @@ void leaf_bounds(const ProductCode& code, const std::uint32_t* present, std::siz
   }
 }
 
+void ranks(std::uint32_t* keys, std::size_t n, std::uint32_t* ranks) {
+  for (std::size_t i = 0; i < n; ++i) {
+    std::uint32_t before = 0;
+    for (std::size_t j = 0; j < i; ++j) before += keys[j] <= keys[i];
+    for (std::size_t j = i + 1; j < n; ++j) before += keys[j] < keys[i];
+    ranks[i] = before;
+  }
+}
+
 void range(const float* values, std::size_t n, float* least, float* greatest) {
   const auto found = std::minmax_element(values, values + n);
   *least = *found.first;
@@ -113,8 +122,8 @@ std::size_t keep_within(float* values, std::uint32_t* places, std::size_t n, flo
 }  // namespace
 
 const Kernels& kernels_scalar() {
-  static const Kernels table{may_pass, distances,    round_down, leaf_bounds,
-                             range,    count_within, keep_within};
+  static const Kernels table{may_pass, distances, round_down,   leaf_bounds,
+                             ranks,    range,     count_within, keep_within};
   return table;
 }
 

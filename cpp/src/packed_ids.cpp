@@ -5,11 +5,12 @@
 
 #include "bits.hpp"
 #include "delfsearch/parallel.hpp"
+#include "simd/ids_kernels.hpp"
 
 namespace delfsearch {
 namespace {
 
-constexpr std::size_t kSample = 256;
+using ids::kSample;
 
 struct Layout {
   int low_bits;
@@ -113,32 +114,14 @@ std::uint32_t PackedIdsView::get(std::size_t sequence, std::size_t n, std::size_
 
 void PackedIdsView::get_some(std::size_t sequence, std::size_t n, const std::uint32_t* at,
                              std::size_t count, std::uint32_t* out) const {
+  if (count == 0) return;
   const Layout layout = layout_of(n, universe);
   const std::uint64_t* samples = words.data() + starts[sequence];
   const std::uint64_t* high = samples + layout.n_sample_words;
-  const std::uint64_t* low = high + layout.n_high_words;
-  // `before` numbers have their bits before this word, which holds the next `here`.
-  std::size_t word = 0, before = 0;
-  auto here = static_cast<std::size_t>(count_bits(high[0]));
-  for (std::size_t c = 0; c < count; ++c) {
-    const std::size_t i = at[c];
-    if (i - before > 2 * kSample) {
-      const std::size_t bit = read_bits(samples, (i / kSample - 1) * 32, 32);
-      word = std::min(bit / 64, layout.n_high_words - 1);  // beyond it in a damaged file
-      const std::uint64_t earlier = (std::uint64_t{1} << bit % 64) - 1;
-      before = i / kSample * kSample - static_cast<std::size_t>(count_bits(high[word] & earlier));
-      here = static_cast<std::size_t>(count_bits(high[word]));
-    }
-    while (before + here <= i && word + 1 < layout.n_high_words) {
-      before += here;
-      here = static_cast<std::size_t>(count_bits(high[++word]));
-    }
-    const std::size_t bit = word * 64 + static_cast<std::size_t>(nth_bit(high[word], i - before));
-    const std::uint64_t value =
-        (bit - i) << layout.low_bits |
-        read_bits(low, i * static_cast<std::size_t>(layout.low_bits), layout.low_bits);
-    out[c] = static_cast<std::uint32_t>(std::min(value, universe - 1));  // larger if damaged
-  }
+  static const ids::GetSome get_some_of = ids::get_some();
+  get_some_of({samples, high, high + layout.n_high_words, layout.n_high_words, layout.n_low_words,
+               layout.low_bits, universe - 1},
+              at, count, out);
 }
 
 void PackedIdsView::get_all(std::size_t sequence, std::size_t n, std::uint32_t* out) const {

@@ -104,7 +104,7 @@ void ListScan::blocks(std::size_t begin, std::size_t end, Visit* const* visits, 
     for (std::size_t v = 0; v < n; ++v) {
       Visit& visit = *visits[v];
       // Where most blocks would pass, the filter is for nothing.
-      const std::size_t useful = kCodeBlock * options_.k;
+      const std::size_t useful = kernels_.filter_after * options_.k;
       visit.nearest->scanned += count * kCodeBlock;
       slot_of[v] = scan::kTogether;
       if (visit.nearest->limit() == kInfinity || visit.nearest->scanned < useful) continue;

@@ -120,6 +120,11 @@ DELFSEARCH_INLINE __m256i front(unsigned mask) {
   return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(lanes)));
 }
 
+#include "scan_single.inl"
+
+// So many codes of a block cost less one by one.
+constexpr int kFew = 12;
+
 template <int kBits>
 DELFSEARCH_TARGET std::size_t distances_of(std::size_t n_parts, const std::uint8_t* blocks,
                                            const Passed* which, std::size_t n, const float* entries,
@@ -130,10 +135,22 @@ DELFSEARCH_TARGET std::size_t distances_of(std::size_t n_parts, const std::uint8
   const __m256 limits = _mm256_set1_ps(limit);
   std::size_t found = 0;
   for (std::size_t i = 0; i < n; ++i) {
+    const std::uint32_t first =
+        first_place + which[i].block * static_cast<std::uint32_t>(kCodeBlock);
+    const std::uint8_t* const block = blocks + which[i].block * n_parts * kPartBytes;
+    if (_mm_popcnt_u64(which[i].codes) <= kFew) {
+      for (std::uint64_t codes = which[i].codes; codes != 0; codes &= codes - 1) {
+        const auto place = static_cast<std::uint32_t>(_tzcnt_u64(codes));
+        values[found] = distance_of<kBits>(n_parts, block, entries, place);
+        places[found] = first + place;
+        found += values[found] <= limit;
+      }
+      continue;
+    }
     for (int half = 0; half < 2; ++half) {
       const auto wanted = static_cast<std::uint32_t>(which[i].codes >> 32 * half);
       if (wanted == 0) continue;
-      const std::uint8_t* part = blocks + which[i].block * n_parts * kPartBytes;
+      const std::uint8_t* part = block;
       const float* table = entries;
       __m256 sums[4];
       for (int j = 0; j < 4; ++j) sums[j] = _mm256_setzero_ps();
@@ -151,15 +168,13 @@ DELFSEARCH_TARGET std::size_t distances_of(std::size_t n_parts, const std::uint8
         sums[2] = _mm256_add_ps(sums[2], entries_at<kBits, 16>(table, numbers));
         sums[3] = _mm256_add_ps(sums[3], entries_at<kBits, 24>(table, numbers));
       }
-      const std::uint32_t first = first_place +
-                                  which[i].block * static_cast<std::uint32_t>(kCodeBlock) +
-                                  32 * static_cast<std::uint32_t>(half);
       for (int j = 0; j < 4; ++j) {
         const int mask = _mm256_movemask_ps(_mm256_cmp_ps(sums[j], limits, _CMP_LE_OQ));
         const unsigned within = static_cast<unsigned>(mask) & _pext_u32(wanted >> j, 0x11111111u);
         if (within == 0) continue;
         const __m256i order = front(within);
-        const __m256i at = _mm256_add_epi32(fourth, _mm256_set1_epi32(static_cast<int>(first) + j));
+        const __m256i at =
+            _mm256_add_epi32(fourth, _mm256_set1_epi32(static_cast<int>(first) + 32 * half + j));
         _mm256_storeu_ps(values + found, _mm256_permutevar8x32_ps(sums[j], order));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(places + found),
                             _mm256_permutevar8x32_epi32(at, order));
@@ -304,12 +319,13 @@ DELFSEARCH_TARGET std::size_t keep_within(float* values, std::uint32_t* places, 
 }
 
 #include "scan_choose.inl"
+#include "scan_choose_tables.inl"
 
 }  // namespace
 
 const Kernels& kernels_avx2() {
-  static const Kernels table{may_pass, distances, round_down,   leaf_bounds,
-                             ranks,    range,     count_within, keep_within};
+  static const Kernels table{0,     may_pass, distances,    round_down, leaf_bounds,
+                             ranks, range,    count_within, keep_within};
   return table;
 }
 

@@ -115,6 +115,11 @@ DELFSEARCH_INLINE __m512 entries_at(const float* entries, __m512i lanes) {
   }
 }
 
+#include "scan_single.inl"
+
+// So many codes of a block cost less one by one.
+constexpr int kFew = 3;
+
 template <int kBits>
 DELFSEARCH_TARGET std::size_t distances_of(std::size_t n_parts, const std::uint8_t* blocks,
                                            const Passed* which, std::size_t n, const float* entries,
@@ -126,7 +131,18 @@ DELFSEARCH_TARGET std::size_t distances_of(std::size_t n_parts, const std::uint8
   const __m512 limits = _mm512_set1_ps(limit);
   std::size_t found = 0;
   for (std::size_t i = 0; i < n; ++i) {
+    const std::uint32_t first =
+        first_place + which[i].block * static_cast<std::uint32_t>(kCodeBlock);
     const std::uint8_t* part = blocks + which[i].block * n_parts * kPartBytes;
+    if (_mm_popcnt_u64(which[i].codes) <= kFew) {
+      for (std::uint64_t codes = which[i].codes; codes != 0; codes &= codes - 1) {
+        const auto place = static_cast<std::uint32_t>(_tzcnt_u64(codes));
+        values[found] = distance_of<kBits>(n_parts, part, entries, place);
+        places[found] = first + place;
+        found += values[found] <= limit;
+      }
+      continue;
+    }
     const float* table = entries;
     __m512 sums[4];
     for (int j = 0; j < 4; ++j) sums[j] = _mm512_setzero_ps();
@@ -147,8 +163,6 @@ DELFSEARCH_TARGET std::size_t distances_of(std::size_t n_parts, const std::uint8
       any |= within[j];
     }
     if (any == 0) continue;
-    const std::uint32_t first =
-        first_place + which[i].block * static_cast<std::uint32_t>(kCodeBlock);
     for (int j = 0; j < 4; ++j) {
       const __m512i at = _mm512_add_epi32(fourth, _mm512_set1_epi32(static_cast<int>(first) + j));
       // Compressed in a register: doing it in memory is slow on some processors.
@@ -271,12 +285,13 @@ DELFSEARCH_TARGET std::size_t keep_within(float* values, std::uint32_t* places, 
 }
 
 #include "scan_choose.inl"
+#include "scan_choose_tables.inl"
 
 }  // namespace
 
 const Kernels& kernels_avx512() {
-  static const Kernels table{may_pass, distances, round_down,   leaf_bounds,
-                             ranks,    range,     count_within, keep_within};
+  static const Kernels table{48,    may_pass, distances,    round_down, leaf_bounds,
+                             ranks, range,    count_within, keep_within};
   return table;
 }
 

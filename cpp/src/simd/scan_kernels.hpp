@@ -32,6 +32,9 @@ struct Passed {
 };
 
 struct Kernels {
+  // Codes looked at, for each of k wanted, from which on it pays to compare bytes first.
+  std::size_t filter_after;
+
   // Which codes may be within the limit, for up to kTogether tables: out[q] gets the blocks that
   // hold any, rising, and has room for n_blocks; counts[q] says how many.
   void (*may_pass)(const ProductCode& code, const std::uint8_t* blocks, std::size_t n_blocks,

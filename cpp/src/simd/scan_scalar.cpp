@@ -5,6 +5,8 @@
 #include "bits.hpp"
 #include "scan_kernels.hpp"
 
+#define DELFSEARCH_INLINE inline
+
 namespace delfsearch::scan {
 namespace {
 
@@ -29,36 +31,28 @@ void may_pass(const ProductCode& code, const std::uint8_t* blocks, std::size_t n
   }
 }
 
-std::size_t distances(const ProductCode& code, const std::uint8_t* blocks, const Passed* which,
-                      std::size_t n, const float* entries, float limit, std::uint32_t first_place,
-                      float* values, std::uint32_t* places) {
+#include "scan_single.inl"
+
+template <int kBits>
+std::size_t distances_of(std::size_t n_parts, const std::uint8_t* blocks, const Passed* which,
+                         std::size_t n, const float* entries, float limit,
+                         std::uint32_t first_place, float* values, std::uint32_t* places) {
+  constexpr std::size_t kPartBytes = 32 + 8 * (kBits - 4);
   std::size_t found = 0;
   for (std::size_t i = 0; i < n; ++i) {
-    const std::uint8_t* at = blocks + which[i].block * code.block_bytes();
-    const float* table = entries;
-    float sums[kCodeBlock] = {};
-    for (std::size_t part = 0; part < code.n_parts; ++part) {
-      for (std::size_t place = 0; place < kCodeBlock; ++place) {
-        unsigned number = at[place % 32] >> (place < 32 ? 0 : 4) & 15u;
-        for (int bit = 4; bit < code.bits; ++bit) {
-          const unsigned byte = at[32 + 8 * static_cast<std::size_t>(bit - 4) + place / 8];
-          number |= (byte >> place % 8 & 1u) << bit;
-        }
-        sums[place] = sums[place] + table[number];
-      }
-      at += code.part_bytes();
-      table += code.n_centroids();
-    }
+    const std::uint8_t* block = blocks + which[i].block * n_parts * kPartBytes;
     const auto first = first_place + which[i].block * static_cast<std::uint32_t>(kCodeBlock);
     for (std::uint64_t codes = which[i].codes; codes != 0; codes &= codes - 1) {
       const auto place = static_cast<std::uint32_t>(lowest_bit(codes));
-      values[found] = sums[place];
+      values[found] = distance_of<kBits>(n_parts, block, entries, place);
       places[found] = first + place;
-      found += sums[place] <= limit;
+      found += values[found] <= limit;
     }
   }
   return found;
 }
+
+#include "scan_choose.inl"
 
 void round_down(const ProductCode& code, const float* entries, const float* least, float scale,
                 std::uint8_t* bytes) {
@@ -122,8 +116,8 @@ std::size_t keep_within(float* values, std::uint32_t* places, std::size_t n, flo
 }  // namespace
 
 const Kernels& kernels_scalar() {
-  static const Kernels table{may_pass, distances, round_down,   leaf_bounds,
-                             ranks,    range,     count_within, keep_within};
+  static const Kernels table{16,    may_pass, distances,    round_down, leaf_bounds,
+                             ranks, range,    count_within, keep_within};
   return table;
 }
 

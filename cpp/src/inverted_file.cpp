@@ -64,6 +64,20 @@ namespace {
 
 constexpr std::size_t kMostOfRun = 4096;  // queries that hold their nearest at a time
 
+// Sorts pairs, a list above 32 lower bits that rise already where lists are equal.
+void sort_by_list(std::vector<std::uint64_t>& pairs, std::size_t n_lists) {
+  if (pairs.size() < n_lists / 16) {
+    std::sort(pairs.begin(), pairs.end());
+    return;
+  }
+  std::vector<std::uint32_t> at(n_lists + 1);
+  for (const std::uint64_t pair : pairs) ++at[(pair >> 32) + 1];
+  std::partial_sum(at.begin(), at.end(), at.begin());
+  std::vector<std::uint64_t> sorted(pairs.size());
+  for (const std::uint64_t pair : pairs) sorted[at[pair >> 32]++] = pair;
+  pairs.swap(sorted);
+}
+
 }  // namespace
 
 CodeNeighbours scan_lists(const InvertedFileView& file, Span<const float> queries,
@@ -103,16 +117,16 @@ CodeNeighbours scan_lists(const InvertedFileView& file, Span<const float> querie
     for (std::size_t i = 0; i < n; ++i)
       nearest[i].reset(k, values.get() + i * room, places.get() + i * room);
     ListScan scan(file, options);
-    std::vector<std::uint64_t> pairs;  // list, then query's place in the run
-    // First everyone's nearest list, for limits that keep the rest short; then the others.
-    for (std::size_t first = 0; first < n_probe; first = first == 0 ? 1 : n_probe) {
-      const std::size_t last = first == 0 ? 1 : n_probe;
+    std::vector<std::uint64_t> pairs;
+    // First everyone's nearest list, then some more, for limits that keep the rest short.
+    for (std::size_t first = 0, last = 1; first < n_probe;
+         first = last, last = std::min(n_probe, 8 * last)) {
       pairs.clear();
       for (std::size_t i = 0; i < n; ++i)
         for (std::size_t p = first; p < last; ++p)
           pairs.push_back(
               static_cast<std::uint64_t>(probes[by_list[begin + i] * n_probe + p]) << 32 | i);
-      std::sort(pairs.begin(), pairs.end());
+      sort_by_list(pairs, file.n_lists());
       for (std::size_t at = 0; at < pairs.size();) {
         const float* rows[scan::kTogether];
         NearestCodes* state[scan::kTogether];

@@ -238,30 +238,29 @@ DELFSEARCH_TARGET void leaf_bounds(const ProductCode& code, const std::uint32_t*
   }
 }
 
-// Lanes are the keys that are ranked, two vectors of them at a time.
+// Lanes are the keys that are ranked.
 DELFSEARCH_TARGET void ranks(std::uint32_t* keys, std::size_t n, std::uint32_t* ranks) {
-  for (std::size_t i = 0; i < n; i += 16) {
-    __m256i own[2], before[2];
-    for (int v = 0; v < 2; ++v) {
-      own[v] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(keys + i + 8 * v));
-      before[v] = _mm256_setzero_si256();
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  for (std::size_t i = 0; i < n; i += 8) {
+    const __m256i own = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(keys + i));
+    // Those given earlier count where they are equal, too: where own + 1 is greater.
+    const __m256i next = _mm256_add_epi32(own, _mm256_set1_epi32(1));
+    __m256i before = _mm256_setzero_si256();
+    const std::size_t end = n - i < 8 ? n : i + 8;
+    std::size_t j = 0;
+    for (; j < i; ++j)
+      before = _mm256_sub_epi32(
+          before, _mm256_cmpgt_epi32(next, _mm256_set1_epi32(static_cast<int>(keys[j]))));
+    for (; j < end; ++j) {
+      const __m256i later = _mm256_cmpgt_epi32(lanes, _mm256_set1_epi32(static_cast<int>(j - i)));
+      const __m256i than = _mm256_sub_epi32(own, later);  // own + 1 in later lanes
+      before = _mm256_sub_epi32(
+          before, _mm256_cmpgt_epi32(than, _mm256_set1_epi32(static_cast<int>(keys[j]))));
     }
-    const std::size_t end = n - i < 16 ? n : i + 16;
-    // Those given earlier count where they are equal, too: where own + 1 > key.
-    for (int v = 0; v < 2; ++v) own[v] = _mm256_add_epi32(own[v], _mm256_set1_epi32(1));
-    for (std::size_t j = 0; j < i; ++j)
-      for (int v = 0; v < 2; ++v)
-        before[v] = _mm256_sub_epi32(
-            before[v], _mm256_cmpgt_epi32(own[v], _mm256_set1_epi32(static_cast<int>(keys[j]))));
-    for (int v = 0; v < 2; ++v) own[v] = _mm256_sub_epi32(own[v], _mm256_set1_epi32(1));
-    for (std::size_t j = end; j < n; ++j)
-      for (int v = 0; v < 2; ++v)
-        before[v] = _mm256_sub_epi32(
-            before[v], _mm256_cmpgt_epi32(own[v], _mm256_set1_epi32(static_cast<int>(keys[j]))));
-    for (int v = 0; v < 2; ++v)
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(ranks + i + 8 * v), before[v]);
-    for (std::size_t a = i; a < end; ++a)
-      for (std::size_t b = i; b < a; ++b) ++ranks[keys[b] <= keys[a] ? a : b];
+    for (; j < n; ++j)
+      before = _mm256_sub_epi32(
+          before, _mm256_cmpgt_epi32(own, _mm256_set1_epi32(static_cast<int>(keys[j]))));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(ranks + i), before);
   }
 }
 

@@ -41,6 +41,7 @@ Array<T> to_numpy(std::vector<T>&& values) {
 
 void bind_aggregate(py::module_& m);
 void bind_codes(py::module_& m);
+void bind_found_rows(py::module_& m);
 void bind_kdtree(py::module_& m);
 void bind_nms(py::module_& m);
 void bind_packed_ids(py::module_& m);

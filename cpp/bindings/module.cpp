@@ -10,6 +10,7 @@ PYBIND11_MODULE(_core, m) {
       "The instruction set that the kernels use: scalar, avx2, avx512, amx or neon.");
   delfsearch::bindings::bind_aggregate(m);
   delfsearch::bindings::bind_codes(m);
+  delfsearch::bindings::bind_found_rows(m);
   delfsearch::bindings::bind_kdtree(m);
   delfsearch::bindings::bind_nms(m);
   delfsearch::bindings::bind_packed_ids(m);

@@ -62,13 +62,27 @@ void residual_in_list(const LopqView& q, const float* x, std::size_t list, float
   thread_local std::vector<float> residual;
   residual.resize(q.d);
   for (std::size_t i = 0; i < q.d; ++i) residual[i] = x[i] - centroid[i];
-  centroids::kernels().product(rotation, q.d, padded_outputs(q.d), residual.data(), out);
+  centroids::kernels().product(rotation, q.d, padded_outputs(q.d), residual.data(), 1, out);
 }
 
-void distance_table(const LopqView& q, const float* x, std::size_t list, float* residual,
-                    float* table) {
-  residual_in_list(q, x, list, residual);
-  centroids::kernels().part_tables(codebook_of(q, list), residual, table);
+void distance_tables(const LopqView& q, const float* const* rows, std::size_t n, std::size_t list,
+                     float* scratch, float* tables, float* least) {
+  const std::size_t width = padded_outputs(q.d);
+  const float* centroid = q.coarse.data() + list * q.d;
+  const float* rotation = rotation_of(q, list);
+  const float* turned = scratch;
+  std::size_t stride = q.d;
+  for (std::size_t r = 0; r < n; ++r)
+    for (std::size_t i = 0; i < q.d; ++i) scratch[r * q.d + i] = rows[r][i] - centroid[i];
+  if (rotation) {
+    centroids::kernels().product(rotation, q.d, width, scratch, n, scratch + n * q.d);
+    turned = scratch + n * q.d;
+    stride = width;
+  }
+  const centroids::Codebook book = codebook_of(q, list);
+  for (std::size_t r = 0; r < n; ++r)
+    centroids::kernels().part_tables(book, turned + r * stride, tables + r * q.table_size(),
+                                     least + r * q.code.n_parts);
 }
 
 std::vector<std::uint8_t> encode(const LopqView& q, Span<const float> X,
@@ -138,12 +152,14 @@ std::vector<float> code_distances(const LopqView& q, Span<const float> queries,
   const std::size_t n_queries = queries.size() / q.d;
   std::vector<float> distances(n_queries * n);
   parallel_for(n_queries, n_threads, [&](std::size_t query, int) {
-    std::vector<float> residual(padded_outputs(q.d)), table(q.table_size());
+    std::vector<float> scratch(table_scratch(q, 1)), table(q.table_size()), least(m);
+    const float* row_of_query = queries.data() + query * q.d;
     float* out = distances.data() + query * n;
     for (std::size_t i = 0; i < n; ++i) {
       const std::size_t row = order[i];
       if (i == 0 || lists[row] != lists[order[i - 1]])
-        distance_table(q, queries.data() + query * q.d, lists[row], residual.data(), table.data());
+        distance_tables(q, &row_of_query, 1, lists[row], scratch.data(), table.data(),
+                        least.data());
       float sum = 0.0f;
       for (std::size_t p = 0; p < m; ++p) sum = sum + table[p * k + numbers[row * m + p]];
       out[row] = sum;

@@ -120,7 +120,7 @@ std::vector<float> rotate(const std::vector<float>& rows, std::size_t d,
   const std::size_t width = padded_outputs(d), n = rows.size() / d;
   std::vector<float> out(n * d), one(width);
   for (std::size_t i = 0; i < n; ++i) {
-    centroids::kernels().product(rotation.data(), d, width, rows.data() + i * d, one.data());
+    centroids::kernels().product(rotation.data(), d, width, rows.data() + i * d, 1, one.data());
     std::copy_n(one.data(), d, out.data() + i * d);
   }
   return out;
@@ -235,7 +235,7 @@ LopqArrays train_lopq(Span<const float> X, Span<const std::uint32_t> lists,
     }
     centroids::kernels().product(
         made.rotations.data() + static_cast<std::size_t>(number) * d * width, d, width,
-        pooled.data() + i * d, one.data());
+        pooled.data() + i * d, 1, one.data());
     std::copy_n(one.data(), d, turned.data() + i * d);
   }
   Learned shared = learn_codebook(turned, d, options, options.max_iterations, {},

@@ -5,11 +5,12 @@
 
 #include "bits.hpp"
 #include "delfsearch/parallel.hpp"
+#include "simd/ids_kernels.hpp"
 
 namespace delfsearch {
 namespace {
 
-constexpr std::size_t kSample = 256;
+using ids::kSample;
 
 struct Layout {
   int low_bits;
@@ -19,8 +20,8 @@ struct Layout {
 
 Layout layout_of(std::size_t n, std::uint64_t universe) {
   if (n == 0) return {0, 0, 0, 0};
-  int low = 0;
-  while ((universe / n) >> (low + 1)) ++low;
+  const std::uint64_t each = universe / n;
+  const int low = each == 0 ? 0 : highest_bit(each);
   const std::size_t samples = (n - 1) / kSample;  // that of number 0 is not kept
   const std::size_t high = n + static_cast<std::size_t>((universe - 1) >> low) + 1;
   return {low, (samples + 1) / 2, (high + 63) / 64, (n * static_cast<std::size_t>(low) + 63) / 64};
@@ -116,6 +117,18 @@ std::uint32_t PackedIdsView::get(std::size_t sequence, std::size_t n, std::size_
   for (; left > 0; --left) here &= here - 1;
   bit = word * 64 + static_cast<std::size_t>(lowest_bit(here));
   return below(universe, bit - i, low, i, layout.low_bits);
+}
+
+void PackedIdsView::get_some(std::size_t sequence, std::size_t n, const std::uint32_t* at,
+                             std::size_t count, std::uint32_t* out) const {
+  if (count == 0) return;
+  const Layout layout = layout_of(n, universe);
+  const std::uint64_t* samples = words.data() + starts[sequence];
+  const std::uint64_t* high = samples + layout.n_sample_words;
+  static const ids::GetSome get_some_of = ids::get_some();
+  get_some_of({samples, high, high + layout.n_high_words, layout.n_high_words, layout.n_low_words,
+               layout.low_bits, universe - 1},
+              at, count, out);
 }
 
 void PackedIdsView::get_all(std::size_t sequence, std::size_t n, std::uint32_t* out) const {

@@ -127,6 +127,26 @@ class KdTreeView:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
     def unpack_codes(self, begin: int, end: int) -> NDArray[np.uint8]: ...
 
+def rows_of_places(
+    file: InvertedFileView,
+    words: NDArray[np.uint64],
+    starts: NDArray[np.uint64],
+    firsts: NDArray[np.uint64],
+    universe: int,
+    probes: NDArray[np.uint32],
+    squared_distances: NDArray[np.float32],
+    places: NDArray[np.int64],
+    n_threads: int,
+) -> NDArray[np.int64]: ...
+def rerank(
+    exact: NDArray[np.uint8],
+    lower: NDArray[np.float32],
+    step: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    candidates: NDArray[np.int64],
+    k: int,
+    n_threads: int,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
 def pack_ids(
     values: NDArray[np.uint32], firsts: NDArray[np.uint64], universe: int, n_threads: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]: ...

@@ -92,8 +92,6 @@ def test_without_exact_descriptors(tmp_path, rows, model):
     for ours, theirs in zip(file.query(rows[:9], k=5), whole.query(rows[:9], k=5)):
         np.testing.assert_array_equal(ours, theirs)
     with pytest.raises(ValueError, match="rerank must be 0, since this inverted file holds no"):
-        ValueError, match="rerank must be 0, since this inverted file holds no 8-bit"
-    ):
         file.query(rows[:1], rerank=10)
     with pytest.raises(ValueError, match="without its 8-bit descriptors"):
         file.codes()

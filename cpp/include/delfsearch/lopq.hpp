@@ -88,9 +88,14 @@ std::vector<float> code_distances(const LopqView& quantizer, Span<const float> q
 // The residual of x in the axes of a list; out has room for padded_outputs(d).
 void residual_in_list(const LopqView& quantizer, const float* x, std::size_t list, float* out);
 
-// Squared distances of each part of x to the centroids of a list: (n_parts, n_centroids).
-// `residual` is scratch of padded_outputs(d).
-void distance_table(const LopqView& quantizer, const float* x, std::size_t list, float* residual,
-                    float* table);
+// Squared distances of each part of each of n rows to the centroids of a list: tables (n, n_parts,
+// n_centroids), and the least of each part: least (n, n_parts). scratch has table_scratch(q, n)
+// floats. Rows share the fetching of the rotation.
+void distance_tables(const LopqView& quantizer, const float* const* rows, std::size_t n,
+                     std::size_t list, float* scratch, float* tables, float* least);
+
+inline std::size_t table_scratch(const LopqView& quantizer, std::size_t n) {
+  return n * (quantizer.d + padded_outputs(quantizer.d));
+}
 
 }  // namespace delfsearch

@@ -32,6 +32,9 @@ struct PackedIdsView {
   // Number i of a sequence of n; sizes are kept elsewhere. Words that pack_ids would not have
   // written give some number below universe.
   std::uint32_t get(std::size_t sequence, std::size_t n, std::size_t i) const;
+  // Numbers at[0] ... at[count - 1] of it, at rising: one pass over what lies between.
+  void get_some(std::size_t sequence, std::size_t n, const std::uint32_t* at, std::size_t count,
+                std::uint32_t* out) const;
   // All n of them.
   void get_all(std::size_t sequence, std::size_t n, std::uint32_t* out) const;
   // Throws std::invalid_argument where a sequence has another number of words than its size says,

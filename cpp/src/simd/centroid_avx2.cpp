@@ -45,6 +45,12 @@ DELFSEARCH_INLINE U count_from(std::uint32_t a) {
   return {_mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(a)),
                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))};
 }
+DELFSEARCH_INLINE F lower(F a, F b) { return {_mm256_min_ps(a.v, b.v)}; }
+DELFSEARCH_INLINE float lowest_lane(F a) {
+  __m128 low = _mm_min_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  low = _mm_min_ps(low, _mm_movehl_ps(low, low));
+  return _mm_cvtss_f32(_mm_min_ss(low, _mm_movehdup_ps(low)));
+}
 DELFSEARCH_INLINE Bits below(F a, F b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
 DELFSEARCH_INLINE F choose(Bits b, F yes, F no) { return {_mm256_blendv_ps(no.v, yes.v, b.v)}; }
 DELFSEARCH_INLINE U choose(Bits b, U yes, U no) {

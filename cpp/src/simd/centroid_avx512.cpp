@@ -49,6 +49,8 @@ DELFSEARCH_INLINE U count_from(std::uint32_t a) {
       _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(a)),
                        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15))};
 }
+DELFSEARCH_INLINE F lower(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
+DELFSEARCH_INLINE float lowest_lane(F a) { return _mm512_reduce_min_ps(a.v); }
 DELFSEARCH_INLINE Bits below(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 DELFSEARCH_INLINE F choose(Bits b, F yes, F no) { return {_mm512_mask_blend_ps(b.v, no.v, yes.v)}; }
 DELFSEARCH_INLINE U choose(Bits b, U yes, U no) {

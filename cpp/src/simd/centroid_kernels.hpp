@@ -43,11 +43,13 @@ struct Kernels {
   // out[c] = sum over i of (x_i - c_i)^2, all kBlock * n_blocks of them.
   void (*squared_distances)(const Packed& to, const float* x, float* out);
 
-  // out = x A, A (d, width) row-major, width a multiple of 16.
-  void (*product)(const float* a, std::size_t d, std::size_t width, const float* x, float* out);
+  // out = x A for n rows x (n, d), A (d, width) row-major, out (n, width), width a multiple of 16.
+  void (*product)(const float* a, std::size_t d, std::size_t width, const float* x, std::size_t n,
+                  float* out);
 
-  // The squared distances of each part of x to its centroids: out is (n_parts, n_centroids).
-  void (*part_tables)(const Codebook& codebook, const float* x, float* out);
+  // The squared distances of each part of x to its centroids: out is (n_parts, n_centroids), least
+  // (n_parts) the least of each part.
+  void (*part_tables)(const Codebook& codebook, const float* x, float* out, float* least);
 
   // The nearest centroid of each part, ties to the lower number.
   void (*part_nearest)(const Codebook& codebook, const float* x, std::uint8_t* numbers);

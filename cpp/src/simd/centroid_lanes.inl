@@ -94,19 +94,44 @@ DELFSEARCH_TARGET void squared_distances(const Packed& to, const float* x, float
   }
 }
 
-DELFSEARCH_TARGET void product(const float* a, std::size_t d, std::size_t width, const float* x,
-                               float* out) {
-  for (std::size_t first = 0; first < width; first += 16) {
-    F sum[16 / kLanes];
-    for (int v = 0; v < 16 / kLanes; ++v) sum[v] = broadcast(0.0f);
-    for (std::size_t i = 0; i < d; ++i) {
-      const F value = broadcast(x[i]);
-      for (int v = 0; v < 16 / kLanes; ++v)
-        sum[v] = sum[v] + value * load(a + i * width + first + static_cast<std::size_t>(v) * kLanes);
+// kN rows times kWide vectors of A's columns.
+template <int kN, int kWide>
+DELFSEARCH_INLINE void product_tile(const float* a, std::size_t d, std::size_t width,
+                                    const float* x, float* out) {
+  F sum[kN][kWide];
+  for (int r = 0; r < kN; ++r)
+    for (int v = 0; v < kWide; ++v) sum[r][v] = broadcast(0.0f);
+  for (std::size_t i = 0; i < d; ++i) {
+    F column[kWide];
+    for (int v = 0; v < kWide; ++v)
+      column[v] = load(a + i * width + static_cast<std::size_t>(v) * kLanes);
+    for (int r = 0; r < kN; ++r) {
+      const F value = broadcast(x[static_cast<std::size_t>(r) * d + i]);
+      for (int v = 0; v < kWide; ++v) sum[r][v] = sum[r][v] + value * column[v];
     }
-    for (int v = 0; v < 16 / kLanes; ++v)
-      store(out + first + static_cast<std::size_t>(v) * kLanes, sum[v]);
   }
+  for (int r = 0; r < kN; ++r)
+    for (int v = 0; v < kWide; ++v)
+      store(out + static_cast<std::size_t>(r) * width + static_cast<std::size_t>(v) * kLanes,
+            sum[r][v]);
+}
+
+template <int kN>
+DELFSEARCH_TARGET void product_rows(const float* a, std::size_t d, std::size_t width,
+                                    const float* x, float* out) {
+  // Sums of one row wait for each other: several vectors go side by side.
+  constexpr int kWide = 3 * kMostVectors / 2;
+  std::size_t first = 0;
+  for (; first + kWide * kLanes <= width; first += kWide * kLanes)
+    product_tile<kN, kWide>(a + first, d, width, x, out + first);
+  for (; first < width; first += kLanes) product_tile<kN, 1>(a + first, d, width, x, out + first);
+}
+
+DELFSEARCH_TARGET void product(const float* a, std::size_t d, std::size_t width, const float* x,
+                               std::size_t n, float* out) {
+  std::size_t i = 0;
+  for (; i + 2 <= n; i += 2) product_rows<2>(a, d, width, x + i * d, out + i * width);
+  if (i < n) product_rows<1>(a, d, width, x + i * d, out + i * width);
 }
 
 // sum_i (x_i - c_i)^2 of the 16 centroids from `first` on of a part.
@@ -117,21 +142,27 @@ DELFSEARCH_INLINE void part_distances(const float* part, std::size_t d, std::siz
   for (std::size_t i = 0; i < d; ++i) {
     const F value = broadcast(x[i]);
     for (int v = 0; v < kSixteen; ++v) {
-      const F difference = value - load(part + i * n + first + static_cast<std::size_t>(v) * kLanes);
+      const F difference =
+          value - load(part + i * n + first + static_cast<std::size_t>(v) * kLanes);
       sum[v] = sum[v] + difference * difference;
     }
   }
 }
 
-DELFSEARCH_TARGET void part_tables(const Codebook& codebook, const float* x, float* out) {
+DELFSEARCH_TARGET void part_tables(const Codebook& codebook, const float* x, float* out,
+                                   float* least) {
   const std::size_t d = codebook.part_dimension, n = codebook.n_centroids;
   for (std::size_t p = 0; p < codebook.n_parts; ++p) {
+    F lowest = broadcast(std::numeric_limits<float>::infinity());
     for (std::size_t first = 0; first < n; first += 16) {
       F sum[kSixteen];
       part_distances(codebook.values + p * d * n, d, n, first, x + p * d, sum);
-      for (int v = 0; v < kSixteen; ++v)
+      for (int v = 0; v < kSixteen; ++v) {
         store(out + p * n + first + static_cast<std::size_t>(v) * kLanes, sum[v]);
+        lowest = lower(lowest, sum[v]);
+      }
     }
+    least[p] = lowest_lane(lowest);
   }
 }
 
@@ -147,10 +178,10 @@ DELFSEARCH_TARGET void part_nearest(const Codebook& codebook, const float* x,
       for (int v = 0; v < kSixteen; ++v) {
         const auto nearer = below(sum[v], best);
         best = choose(nearer, sum[v], best);
-        at = choose(nearer,
-                    count_from(static_cast<std::uint32_t>(first) +
-                               static_cast<std::uint32_t>(v) * kLanes),
-                    at);
+        at = choose(
+            nearer,
+            count_from(static_cast<std::uint32_t>(first) + static_cast<std::uint32_t>(v) * kLanes),
+            at);
       }
     }
     numbers[p] = static_cast<std::uint8_t>(least_lane(best, at).number);

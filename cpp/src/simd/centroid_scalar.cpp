@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <limits>
 
 #include "centroid_kernels.hpp"
@@ -55,6 +56,10 @@ DELFSEARCH_INLINE U broadcast_u(std::uint32_t a) {
 DELFSEARCH_INLINE U count_from(std::uint32_t a) {
   return each<U>([&](int j) { return a + static_cast<std::uint32_t>(j); });
 }
+DELFSEARCH_INLINE F lower(F a, F b) {
+  return each<F>([&](int j) { return b.v[j] < a.v[j] ? b.v[j] : a.v[j]; });
+}
+DELFSEARCH_INLINE float lowest_lane(F a) { return *std::min_element(a.v, a.v + kLanes); }
 DELFSEARCH_INLINE Bits below(F a, F b) {
   return each<Bits>([&](int j) { return a.v[j] < b.v[j]; });
 }

@@ -1,7 +1,7 @@
 // The inner loops of a scan over packed product codes, one table of functions per instruction set.
 //
-// may_pass is allowed to differ between instruction sets in nothing either: it compares exact
-// integers. distances gives the same bits everywhere: table entries summed in the order of parts.
+// Nothing differs between instruction sets but the order in which a call appends what it found:
+// bytes are compared as integers, and distances are sums of table entries in the order of parts.
 #pragma once
 
 #include <cstddef>
@@ -16,30 +16,55 @@
 namespace delfsearch::scan {
 
 constexpr std::size_t kTogether = 4;  // queries that share the unpacking of a block
+constexpr std::size_t kRoom = 16;     // entries that may be written behind the last one found
 
-// 8-bit entries of one query, 2^bits a part, at most 255; a block passes where the saturating sum
-// of some code's entries is at most limit.
+// 8-bit entries of one query, 2^bits a part, at most 255; a code passes where the saturating sum of
+// its entries is at most limit.
 struct ByteTable {
   const std::uint8_t* entries;
   std::uint8_t limit;
 };
 
+// Codes of a block, one bit each.
 struct Passed {
+  std::uint64_t codes;
   std::uint32_t block;
-  std::uint32_t query;  // place in tables
-  std::uint64_t codes;  // those within the limit, one bit each
 };
 
 struct Kernels {
-  // Which blocks may hold a code within the limit, for up to kTogether tables; returns how many,
-  // by rising block. out has room for n_blocks * n_tables.
-  std::size_t (*may_pass)(const ProductCode& code, const std::uint8_t* blocks, std::size_t n_blocks,
-                          const ByteTable* tables, std::size_t n_tables, Passed* out);
+  // Codes looked at, for each of k wanted, from which on it pays to compare bytes first.
+  std::size_t filter_after;
 
-  // Distances of the 64 codes of a block: sums of float entries, 2^bits a part. Returns which are
-  // at most limit, one bit each.
-  std::uint64_t (*distances)(const ProductCode& code, const std::uint8_t* block,
-                             const float* entries, float limit, float* out);
+  // Which codes may be within the limit, for up to kTogether tables: out[q] gets the blocks that
+  // hold any, rising, and has room for n_blocks; counts[q] says how many.
+  void (*may_pass)(const ProductCode& code, const std::uint8_t* blocks, std::size_t n_blocks,
+                   const ByteTable* tables, std::size_t n_tables, Passed* const* out,
+                   std::size_t* counts);
+
+  // Distances of the codes of n blocks that `which` names, counted from `blocks`: sums of float
+  // entries, 2^bits a part. Those at most limit are appended with their places, counted from
+  // first_place at `blocks`; returns how many. There is room for 64 n + kRoom.
+  std::size_t (*distances)(const ProductCode& code, const std::uint8_t* blocks, const Passed* which,
+                           std::size_t n, const float* entries, float limit,
+                           std::uint32_t first_place, float* values, std::uint32_t* places);
+
+  // bytes = (entries - least of their part) * scale, rounded down, at most 255.
+  void (*round_down)(const ProductCode& code, const float* entries, const float* least, float scale,
+                     std::uint8_t* bytes);
+
+  // Of each leaf the sum over parts of the least entry of those present (inverted_file.hpp).
+  void (*leaf_bounds)(const ProductCode& code, const std::uint32_t* present, std::size_t n_leaves,
+                      const float* entries, float* bounds);
+
+  // The place that each of n keys, below 2^31, has when they rise; equal keys keep their order. All
+  // pairs are compared: for some hundred keys at most. There is kRoom behind keys and ranks.
+  void (*ranks)(std::uint32_t* keys, std::size_t n, std::uint32_t* ranks);
+  // The least and the greatest of n >= 1 values.
+  void (*range)(const float* values, std::size_t n, float* least, float* greatest);
+  // How many values are at most limit.
+  std::size_t (*count_within)(const float* values, std::size_t n, float limit);
+  // Keeps these, with their places, in their order; returns how many. There is kRoom behind n.
+  std::size_t (*keep_within)(float* values, std::uint32_t* places, std::size_t n, float limit);
 };
 
 const Kernels& kernels();  // those of this processor, or of DELFSEARCH_SIMD

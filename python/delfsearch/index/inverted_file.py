@@ -296,45 +296,29 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         wanted = min(max(k, again), self._n_rows)
         bits = self._allowed if allowed is None else allowed
         squared, places = self._lists.search(queries, lists, wanted, leaves, bits, threads)
-        ids = self._rows_at(places)
+        ids = _core.rows_of_places(
+            self._lists,
+            self._arrays["id_words"],
+            self._arrays["id_starts"],
+            self._firsts,
+            max(1, self.n_ids_),
+            lists,
+            squared,
+            places,
+            threads,
+        )
         if again:
-            squared = self._exact_distances(queries, ids)
-        order = np.lexsort((np.where(ids < 0, MAX_ROWS + 64, ids), squared), axis=1)[:, :k]
+            quantizer = self.model_.quantizer
+            return _core.rerank(
+                self._arrays["exact"], quantizer.lower, quantizer.step, queries, ids, k, threads
+            )
+        if wanted == k:
+            return squared, ids
         found = np.full((len(queries), k), np.inf, np.float32)
         rows = np.full((len(queries), k), -1, np.int64)
-        found[:, : order.shape[1]] = np.take_along_axis(squared, order, axis=1)
-        rows[:, : order.shape[1]] = np.take_along_axis(ids, order, axis=1)
+        found[:, :wanted] = squared
+        rows[:, :wanted] = ids
         return found, rows
-
-    def _rows_at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the row of each place, -1 where there is none."""
-        found = np.full(places.shape, -1, np.int64)
-        there = places >= 0
-        at = places[there].astype(np.uint64)
-        block = at // np.uint64(BLOCK)
-        lists = np.searchsorted(self._arrays["first_block"], block, side="right") - 1
-        within = at - self._arrays["first_block"][lists] * np.uint64(BLOCK)
-        if self._leaf_blocks:
-            size = np.uint64(self._leaf_blocks * BLOCK)
-            sequences = self._arrays["first_leaf"][lists] + within // size
-            within = within % size
-        else:
-            sequences = lists.astype(np.uint64)
-        found[there] = self._ids.get(np.ascontiguousarray(sequences), np.ascontiguousarray(within))
-        return found
-
-    def _exact_distances(
-        self, queries: NDArray[np.float32], ids: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        """Return the squared distances (m, r) of queries to 8-bit descriptors, +inf for id -1."""
-        squared = np.full(ids.shape, np.inf, np.float32)
-        quantizer = self.model_.quantizer
-        for i, (query, row) in enumerate(zip(queries, ids)):
-            there = row >= 0
-            difference = quantizer.decode(self._arrays["exact"][row[there]]).astype(np.float64)
-            difference -= query
-            squared[i, there] = np.einsum("ij,ij->i", difference, difference)
-        return squared
 
     def __len__(self) -> int:
         """Return the number of rows, removed ones included."""

@@ -1,0 +1,27 @@
+// The loop itself, in terms of how_many (bits of a word), nth (of them) and low_part (a number's
+// lower bits).
+
+DELFSEARCH_TARGET void get_some_of(const Sequence& sequence, const std::uint32_t* at,
+                                   std::size_t count, std::uint32_t* out) {
+  // `before` numbers have their bits before this word, which holds the next `here`.
+  const std::size_t last_word = sequence.n_high_words - 1;
+  std::size_t word = 0, before = 0, here = how_many(sequence.high[0]);
+  for (std::size_t c = 0; c < count; ++c) {
+    const std::size_t i = at[c];
+    if (i - before > 2 * kSample) {
+      const std::size_t sample = i / kSample - 1;
+      const std::size_t bit = sequence.samples[sample / 2] >> 32 * (sample % 2) & 0xffffffffu;
+      word = bit / 64 < last_word ? bit / 64 : last_word;  // beyond it in a damaged file
+      const std::uint64_t earlier = (std::uint64_t{1} << bit % 64) - 1;
+      before = i / kSample * kSample - how_many(sequence.high[word] & earlier);
+      here = how_many(sequence.high[word]);
+    }
+    while (before + here <= i && word < last_word) {
+      before += here;
+      here = how_many(sequence.high[++word]);
+    }
+    const std::uint64_t upper = word * 64 + nth(sequence.high[word], i - before) - i;
+    const std::uint64_t value = upper << sequence.low_bits | low_part(sequence, i);
+    out[c] = static_cast<std::uint32_t>(value < sequence.greatest ? value : sequence.greatest);
+  }
+}

@@ -1,0 +1,43 @@
+#include "bits.hpp"
+#include "delfsearch/cpu.hpp"
+#include "ids_kernels.hpp"
+
+#define DELFSEARCH_TARGET
+
+namespace delfsearch::ids {
+namespace {
+
+inline std::size_t how_many(std::uint64_t word) {
+  return static_cast<std::size_t>(count_bits(word));
+}
+
+inline std::size_t nth(std::uint64_t word, std::size_t n) {
+  return n < 64 ? static_cast<std::size_t>(nth_bit(word, n)) : 64;
+}
+
+inline std::uint64_t low_part(const Sequence& sequence, std::size_t i) {
+  if (sequence.low_bits == 0) return 0;
+  const std::size_t at = i * static_cast<std::size_t>(sequence.low_bits);
+  const int shift = static_cast<int>(at % 64);
+  std::uint64_t value = sequence.low[at / 64] >> shift;
+  if (shift + sequence.low_bits > 64) value |= sequence.low[at / 64 + 1] << (64 - shift);
+  return value & ((std::uint64_t{1} << sequence.low_bits) - 1);
+}
+
+#include "ids_lanes.inl"
+
+}  // namespace
+
+void get_some_scalar(const Sequence& sequence, const std::uint32_t* at, std::size_t count,
+                     std::uint32_t* out) {
+  get_some_of(sequence, at, count, out);
+}
+
+GetSome get_some() {
+#ifdef DELFSEARCH_X86
+  if (simd() == Simd::kAvx512 || simd() == Simd::kAvx2) return get_some_bmi2;
+#endif
+  return get_some_scalar;
+}
+
+}  // namespace delfsearch::ids

@@ -13,6 +13,7 @@ pairs, anew for each block and group of cells.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ PHOTO_ROWS = 500
 _GROUPS, _MAX_CELLS_OF_GROUP, _ROWS_OF_CELL = 64, 256, 40
 _OWN_CELLS = 24  # cells that a photo prefers
 _TABLE_ROWS, _ROTATIONS = 1 << 16, 128
-_QUANTILES = np.linspace(0, 1, 65)
+QUANTILES = np.linspace(0, 1, 65)
 _FIT_ROWS = 1_000_000
 _NEAR_COPY_RATIO = 0.5  # of the squared distance that chance gives in as many rows
 _MATCH_RATIO = 0.64  # squared: Lowe's .8
@@ -76,7 +77,7 @@ def squared_to(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def nearest_in_photos(X: np.ndarray, starts: np.ndarray, rows: int) -> np.ndarray:
     """Squared distance of each row to the nearest other of its photo, whose first rows are kept."""
     found = []
-    for begin, end in zip(starts[:-1], starts[1:]):
+    for begin, end in itertools.pairwise(starts):
         block = X[begin : min(end, begin + rows)]
         squared = squared_to(block, block)
         np.fill_diagonal(squared, np.inf)
@@ -190,13 +191,13 @@ def _fit_copies(
     near = within[within < bound]
     # Of two near rows one is the copy. What chance alone puts below the bound is no copy.
     share = max(0.0, len(near) / len(within) - (chance < bound).mean()) / 1.6
-    return float(share), np.quantile(near, _QUANTILES).astype(np.float32)
+    return float(share), np.quantile(near, QUANTILES).astype(np.float32)
 
 
 def _fit_own_share(cells: np.ndarray, starts: np.ndarray, n_cells: int, copy_share: float) -> float:
     """Share of rows from own cells, by how often two rows of a photo fall into one cell."""
     together = pairs = 0.0
-    for begin, end in zip(starts[:-1], starts[1:]):
+    for begin, end in itertools.pairwise(starts):
         n = np.bincount(cells[begin:end], minlength=1)
         together += float((n * (n - 1.0)).sum())
         pairs += (end - begin) * (end - begin - 1.0)
@@ -223,7 +224,7 @@ def _fit_twins(X: np.ndarray, photos: np.ndarray, rng: np.random.Generator) -> d
         raise SystemExit("too few matches between photos to fit the noise of planted queries on")
     return {
         "twin_share": float(true.mean() / 2),
-        "twin_squared": np.quantile(first[true], _QUANTILES).astype(np.float32),
+        "twin_squared": np.quantile(first[true], QUANTILES).astype(np.float32),
     }
 
 
@@ -323,7 +324,7 @@ class Synthetic:
         def copies(n: int, of: np.ndarray, quantiles: np.ndarray, skew: float) -> np.ndarray:
             u = rng.random((BLOCK_PHOTOS, n), np.float32)
             source = (u**skew * n_free).astype(np.int64)
-            squared = np.interp(rng.random(BLOCK_PHOTOS * n), _QUANTILES, quantiles)
+            squared = np.interp(rng.random(BLOCK_PHOTOS * n), QUANTILES, quantiles)
             rows = X[of, np.minimum(source, n_free - 1)].reshape(-1, self.dimension)
             return self.noisy(rows, squared.astype(np.float32), rng).reshape(
                 BLOCK_PHOTOS, n, self.dimension

@@ -1,6 +1,7 @@
 // k-means, product quantizers and posting lists.
 #include "bindings.hpp"
 #include "delfsearch/centroids.hpp"
+#include "delfsearch/coarse.hpp"
 #include "delfsearch/inverted_file.hpp"
 #include "delfsearch/kmeans.hpp"
 #include "delfsearch/lopq.hpp"
@@ -59,6 +60,24 @@ void bind_codes(py::module_& m) {
         return py::make_tuple(to_numpy(std::move(numbers)), to_numpy(std::move(distances)));
       },
       py::arg("centroids").noconvert(), py::arg("X").noconvert(), py::arg("n_threads"));
+  py::class_<CoarseSearch>(m, "CoarseSearch", "The nearest of many centroids; copies them.")
+      .def(py::init([](const Array<float>& centroids) {
+             return std::make_unique<CoarseSearch>(view(centroids),
+                                                   static_cast<std::size_t>(centroids.shape(1)));
+           }),
+           py::arg("centroids").noconvert())
+      .def(
+          "nearest",
+          [](const CoarseSearch& coarse, const Array<float>& X, std::size_t n_nearest,
+             int n_threads) {
+            std::vector<std::uint32_t> numbers;
+            {
+              py::gil_scoped_release release;
+              numbers = coarse.nearest(view(X), n_nearest, n_threads);
+            }
+            return to_numpy(std::move(numbers), {X.shape(0), count(n_nearest)});
+          },
+          py::arg("X").noconvert(), py::arg("n_nearest"), py::arg("n_threads"));
   m.def(
       "pack_numbers",
       [](std::size_t n_parts, int bits, const Array<std::uint8_t>& numbers) {
@@ -172,33 +191,23 @@ void bind_codes(py::module_& m) {
           py::arg("queries").noconvert(), py::arg("numbers").noconvert(),
           py::arg("lists").noconvert(), py::arg("n_threads"))
       .def(
-          "choose_lists",
-          [](const LopqView& quantizer, const Array<float>& queries, std::size_t n_probe,
-             int n_threads) {
-            std::vector<std::uint32_t> probes;
-            {
-              py::gil_scoped_release release;
-              probes = choose_lists(quantizer, view(queries), n_probe, n_threads);
-            }
-            return to_numpy(std::move(probes), {queries.shape(0), count(n_probe)});
-          },
-          py::arg("queries").noconvert(), py::arg("n_probe"), py::arg("n_threads"))
-      .def(
           "fill_lists",
           [](const LopqView& quantizer, const Array<std::uint8_t>& numbers,
-             const Array<std::uint32_t>& lists, std::size_t leaf_blocks, int n_threads) {
+             const Array<std::uint32_t>& lists, const Array<std::uint32_t>& rows,
+             std::size_t leaf_blocks, int n_threads) {
             InvertedFileArrays made;
             {
               py::gil_scoped_release release;
-              made = fill_lists(quantizer, view(numbers), view(lists), leaf_blocks, n_threads);
+              made = fill_lists(quantizer, view(numbers), view(lists), view(rows), leaf_blocks,
+                                n_threads);
             }
             return py::make_tuple(
                 to_numpy(std::move(made.first_block)), to_numpy(std::move(made.sizes)),
                 to_numpy(std::move(made.blocks)), to_numpy(std::move(made.first_leaf)),
-                to_numpy(std::move(made.present)), to_numpy(std::move(made.order)));
+                to_numpy(std::move(made.present)), to_numpy(std::move(made.rows)));
           },
-          py::arg("numbers").noconvert(), py::arg("lists").noconvert(), py::arg("leaf_blocks"),
-          py::arg("n_threads"));
+          py::arg("numbers").noconvert(), py::arg("lists").noconvert(), py::arg("rows").noconvert(),
+          py::arg("leaf_blocks"), py::arg("n_threads"));
 
   py::class_<InvertedFileView>(m, "InvertedFileView", "Borrows its arrays and keeps them alive.")
       .def(py::init([](const LopqView& quantizer, const Array<std::uint64_t>& first_block,
@@ -221,6 +230,20 @@ void bind_codes(py::module_& m) {
            py::arg("present").noconvert(), py::keep_alive<1, 2>(), py::keep_alive<1, 3>(),
            py::keep_alive<1, 4>(), py::keep_alive<1, 5>(), py::keep_alive<1, 7>(),
            py::keep_alive<1, 8>())
+      .def(
+          "take",
+          [](const InvertedFileView& file, std::size_t begin, std::size_t end, int n_threads) {
+            TakenCodes taken;
+            {
+              py::gil_scoped_release release;
+              taken = take_lists(file, begin, end, n_threads);
+            }
+            const py::ssize_t n = count(taken.lists.size());
+            return py::make_tuple(
+                to_numpy(std::move(taken.numbers), {n, count(file.quantizer.code.n_parts)}),
+                to_numpy(std::move(taken.lists)));
+          },
+          py::arg("begin"), py::arg("end"), py::arg("n_threads"))
       .def(
           "search",
           [](const InvertedFileView& file, const Array<float>& queries,

@@ -1,9 +1,11 @@
 // Packed ids of posting lists.
 #include "delfsearch/packed_ids.hpp"
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "bindings.hpp"
+#include "delfsearch/parallel.hpp"
 
 namespace delfsearch::bindings {
 namespace {
@@ -47,6 +49,7 @@ void bind_packed_ids(py::module_& m) {
              packed.firsts = view(firsts);
              if (firsts.size() == 0 || starts.size() != firsts.size())
                throw std::invalid_argument("starts and firsts must have one more than sequences");
+             packed.ids.check_sizes(packed.firsts);
              if (check) packed.ids.check(packed.firsts);
              return packed;
            }),
@@ -73,16 +76,27 @@ void bind_packed_ids(py::module_& m) {
             return to_numpy(std::move(found));
           },
           py::arg("sequences").noconvert(), py::arg("numbers").noconvert())
-      .def("get_all", [](const Packed& packed) {
-        std::vector<std::uint32_t> found(
-            static_cast<std::size_t>(packed.firsts[packed.n_sequences()]));
-        {
-          py::gil_scoped_release release;
-          for (std::size_t s = 0; s < packed.n_sequences(); ++s)
-            packed.ids.get_all(s, packed.size(s), found.data() + packed.firsts[s]);
-        }
-        return to_numpy(std::move(found));
-      });
+      .def(
+          "get_range",
+          [](const Packed& packed, std::size_t begin, std::size_t end, int n_threads) {
+            if (begin > end || end > packed.n_sequences())
+              throw std::invalid_argument("sequences must be a range of those that there are");
+            const std::uint64_t first = packed.firsts[begin];
+            std::vector<std::uint32_t> found(static_cast<std::size_t>(packed.firsts[end] - first));
+            {
+              py::gil_scoped_release release;
+              constexpr std::size_t kTask = 64;
+              parallel_for((end - begin + kTask - 1) / kTask, n_threads,
+                           [&](std::size_t task, int) {
+                             for (std::size_t s = begin + task * kTask;
+                                  s < std::min(end, begin + (task + 1) * kTask); ++s)
+                               packed.ids.get_all(s, packed.size(s),
+                                                  found.data() + (packed.firsts[s] - first));
+                           });
+            }
+            return to_numpy(std::move(found));
+          },
+          py::arg("begin"), py::arg("end"), py::arg("n_threads"));
 }
 
 }  // namespace delfsearch::bindings

@@ -7,7 +7,6 @@
 #include <stdexcept>
 
 #include "bits.hpp"
-#include "delfsearch/centroids.hpp"
 #include "delfsearch/parallel.hpp"
 #include "simd/scan_kernels.hpp"
 
@@ -283,31 +282,6 @@ void InvertedFileView::check() const {
     if (first_leaf[list + 1] - first_leaf[list] != (b + leaf_blocks - 1) / leaf_blocks)
       throw std::invalid_argument("leaves have another number than the lists say");
   }
-}
-
-std::vector<std::uint32_t> choose_lists(const LopqView& quantizer, Span<const float> queries,
-                                        std::size_t n_probe, int n_threads) {
-  const std::size_t d = quantizer.d, m = queries.size() / d, n = quantizer.n_lists();
-  if (n_probe < 1 || n_probe > n)
-    throw std::invalid_argument("n_probe must be 1 to the number of lists");
-  const CentroidSet coarse(quantizer.coarse, d);
-  std::vector<std::uint32_t> probes(m * n_probe);
-  constexpr std::size_t kTask = 16;
-  parallel_for((m + kTask - 1) / kTask, n_threads, [&](std::size_t task, int) {
-    std::vector<float> distances(coarse.padded_size());
-    std::vector<std::uint32_t> order(n);
-    for (std::size_t q = task * kTask; q < std::min(m, (task + 1) * kTask); ++q) {
-      coarse.squared_distances(queries.data() + q * d, distances.data());
-      std::iota(order.begin(), order.end(), 0u);
-      std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(n_probe),
-                        order.end(), [&](std::uint32_t a, std::uint32_t b) {
-                          return distances[a] != distances[b] ? distances[a] < distances[b] : a < b;
-                        });
-      std::copy_n(order.begin(), n_probe,
-                  probes.begin() + static_cast<std::ptrdiff_t>(q * n_probe));
-    }
-  });
-  return probes;
 }
 
 CodeNeighbours scan_lists(const InvertedFileView& file, Span<const float> queries,

@@ -78,10 +78,16 @@ std::vector<std::uint8_t> encode(const LopqView& q, Span<const float> X,
   for (const std::uint32_t list : lists)
     if (list >= q.n_lists()) throw std::invalid_argument("a list is out of range");
   std::vector<std::uint8_t> numbers(n * m);
+  // By list, so that its rotation and codebook are fetched once.
+  std::vector<std::size_t> at(q.n_lists() + 1), order(n);
+  for (const std::uint32_t list : lists) ++at[list + 1];
+  std::partial_sum(at.begin(), at.end(), at.begin());
+  for (std::size_t i = 0; i < n; ++i) order[at[lists[i]]++] = i;
   constexpr std::size_t kTask = 4096;
   parallel_for((n + kTask - 1) / kTask, n_threads, [&](std::size_t task, int) {
     std::vector<float> residual(padded_outputs(q.d));
-    for (std::size_t i = task * kTask; i < std::min(n, (task + 1) * kTask); ++i) {
+    for (std::size_t o = task * kTask; o < std::min(n, (task + 1) * kTask); ++o) {
+      const std::size_t i = order[o];
       residual_in_list(q, X.data() + i * q.d, lists[i], residual.data());
       centroids::kernels().part_nearest(codebook_of(q, lists[i]), residual.data(),
                                         numbers.data() + i * m);

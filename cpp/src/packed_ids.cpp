@@ -43,6 +43,14 @@ void write_bits(std::uint64_t* words, std::size_t at, int n, std::uint64_t value
   if (shift + n > 64) words[word + 1] |= value >> (64 - shift);
 }
 
+// A number put together; in a damaged file it may be too large.
+std::uint32_t below(std::uint64_t universe, std::uint64_t upper, const std::uint64_t* low,
+                    std::size_t i, int low_bits) {
+  const std::uint64_t value =
+      upper << low_bits | read_bits(low, i * static_cast<std::size_t>(low_bits), low_bits);
+  return static_cast<std::uint32_t>(std::min(value, universe - 1));
+}
+
 }  // namespace
 
 PackedIds pack_ids(Span<const std::uint32_t> values, Span<const std::uint64_t> firsts,
@@ -96,19 +104,18 @@ std::uint32_t PackedIdsView::get(std::size_t sequence, std::size_t n, std::size_
   std::size_t left = i % kSample;
   std::size_t bit = i < kSample ? 0 : read_bits(samples, (i / kSample - 1) * 32, 32);
   std::size_t word = bit / 64;
+  if (word >= layout.n_high_words) return 0;  // a damaged file
   std::uint64_t here = high[word] & (~std::uint64_t{0} << bit % 64);
   for (;;) {
     const auto ones = static_cast<std::size_t>(count_bits(here));
     if (left < ones) break;
     left -= ones;
-    here = high[++word];
+    if (++word >= layout.n_high_words) return 0;  // a damaged file
+    here = high[word];
   }
   for (; left > 0; --left) here &= here - 1;
   bit = word * 64 + static_cast<std::size_t>(lowest_bit(here));
-  const std::uint64_t upper = bit - i;
-  return static_cast<std::uint32_t>(
-      upper << layout.low_bits |
-      read_bits(low, i * static_cast<std::size_t>(layout.low_bits), layout.low_bits));
+  return below(universe, bit - i, low, i, layout.low_bits);
 }
 
 void PackedIdsView::get_all(std::size_t sequence, std::size_t n, std::uint32_t* out) const {
@@ -120,23 +127,29 @@ void PackedIdsView::get_all(std::size_t sequence, std::size_t n, std::uint32_t* 
   for (std::size_t word = 0; i < n && word < layout.n_high_words; ++word)
     for (std::uint64_t here = high[word]; here != 0 && i < n; here &= here - 1, ++i) {
       const std::uint64_t upper = word * 64 + static_cast<std::size_t>(lowest_bit(here)) - i;
-      out[i] = static_cast<std::uint32_t>(
-          upper << layout.low_bits |
-          read_bits(low, i * static_cast<std::size_t>(layout.low_bits), layout.low_bits));
+      out[i] = below(universe, upper, low, i, layout.low_bits);
     }
+  std::fill(out + i, out + n, 0u);  // a damaged file
 }
 
-void PackedIdsView::check(Span<const std::uint64_t> firsts) const {
+void PackedIdsView::check_sizes(Span<const std::uint64_t> firsts) const {
   if (universe < 1 || universe > std::uint64_t{1} << 32)
     throw std::invalid_argument("universe must be 1 to 2^32");
   if (firsts.empty() || starts.size() != firsts.size() || starts[0] != 0 ||
       starts[starts.size() - 1] != words.size())
     throw std::invalid_argument("packed ids have another number of sequences or words");
   for (std::size_t s = 0; s + 1 < starts.size(); ++s) {
-    const auto n = static_cast<std::size_t>(firsts[s + 1] - firsts[s]);
-    const Layout layout = layout_of(n, universe);
+    const Layout layout = layout_of(static_cast<std::size_t>(firsts[s + 1] - firsts[s]), universe);
     if (starts[s + 1] < starts[s] || starts[s + 1] - starts[s] != layout.words())
       throw std::invalid_argument("a packed sequence has another length than its size says");
+  }
+}
+
+void PackedIdsView::check(Span<const std::uint64_t> firsts) const {
+  check_sizes(firsts);
+  for (std::size_t s = 0; s + 1 < starts.size(); ++s) {
+    const auto n = static_cast<std::size_t>(firsts[s + 1] - firsts[s]);
+    const Layout layout = layout_of(n, universe);
     const std::uint64_t* samples = words.data() + starts[s];
     const std::uint64_t* high = samples + layout.n_sample_words;
     std::size_t i = 0;
@@ -147,13 +160,14 @@ void PackedIdsView::check(Span<const std::uint64_t> firsts) const {
         if (i >= n) throw std::invalid_argument("a packed sequence holds too many numbers");
         if (i > 0 && i % kSample == 0 && read_bits(samples, (i / kSample - 1) * 32, 32) != bit)
           throw std::invalid_argument("a packed sequence has a wrong sample");
-        // The upper bits first: get gives 32 of a number that may be longer.
-        const bool fits = bit - i <= (universe - 1) >> layout.low_bits;
-        const std::uint32_t value = fits ? get(s, n, i) : 0;
-        if (!fits || value >= universe)
+        const std::uint64_t value =
+            (bit - i) << layout.low_bits |
+            read_bits(high + layout.n_high_words, i * static_cast<std::size_t>(layout.low_bits),
+                      layout.low_bits);
+        if (bit - i > (universe - 1) >> layout.low_bits || value >= universe)
           throw std::invalid_argument("a packed sequence holds a number that is too large");
         if (value < before) throw std::invalid_argument("a packed sequence does not rise");
-        before = value;
+        before = static_cast<std::uint32_t>(value);
       }
     if (i != n) throw std::invalid_argument("a packed sequence holds too few numbers");
   }

@@ -10,6 +10,7 @@
 
 #include "check.hpp"
 #include "delfsearch/centroids.hpp"
+#include "delfsearch/coarse.hpp"
 #include "delfsearch/inverted_file.hpp"
 #include "delfsearch/kmeans.hpp"
 #include "delfsearch/lopq.hpp"
@@ -177,6 +178,7 @@ struct Built {
   std::vector<std::uint32_t> lists;
   std::vector<std::uint8_t> numbers;
   InvertedFileArrays filled;
+  std::vector<std::uint64_t> order;  // place -> row, the largest number for padding
   std::size_t leaf_blocks;
 
   InvertedFileView view() const {
@@ -210,7 +212,13 @@ Built build(const std::vector<float>& X, std::size_t d, std::size_t n_lists, Pro
   built.arrays = train_lopq(X, built.lists, centroids, d, options);
   built.arrays.view().check();
   built.numbers = encode(built.arrays.view(), X, built.lists, 2);
-  built.filled = fill_lists(built.arrays.view(), built.numbers, built.lists, leaf_blocks, 2);
+  std::vector<std::uint32_t> rows(n);
+  std::iota(rows.begin(), rows.end(), 0u);
+  built.filled = fill_lists(built.arrays.view(), built.numbers, built.lists, rows, leaf_blocks, 2);
+  built.order.assign(built.filled.first_block.back() * kCodeBlock, ~std::uint64_t{0});
+  for (std::size_t list = 0, i = 0; list < n_lists; ++list)
+    for (std::size_t c = 0; c < built.filled.sizes[list]; ++c, ++i)
+      built.order[built.filled.first_block[list] * kCodeBlock + c] = built.filled.rows[i];
   built.view().check();
   return built;
 }
@@ -228,7 +236,8 @@ void search_is_that_of_decoded_vectors() {
       for (const std::size_t leaf_blocks : {0, 1, 3}) {
         const Built built = build(X, d, n_lists, {4, bits}, rotation, leaf_blocks);
         const auto decoded = decode(built.arrays.view(), built.numbers, built.lists);
-        const auto probes = choose_lists(built.arrays.view(), queries, n_probe, 1);
+        const auto probes =
+            CoarseSearch(built.arrays.coarse, built.arrays.d).nearest(queries, n_probe, 1);
         const auto squares =
             code_distances(built.arrays.view(), queries, built.numbers, built.lists, 3);
         for (const std::size_t k : {1, 10, 400}) {
@@ -257,7 +266,7 @@ void search_is_that_of_decoded_vectors() {
               }
               CHECK(std::abs(distance - truth[j]) <= 1e-4 * (1 + truth[j]));
               CHECK(place >= 0 && places.insert(place).second);
-              const std::uint64_t row = built.filled.order[static_cast<std::size_t>(place)];
+              const std::uint64_t row = built.order[static_cast<std::size_t>(place)];
               // Bit for bit what the codes' distances are without lists and blocks.
               CHECK(found.squared_distances[q * k + j] == squares[q * n + row]);
               CHECK(row < n &&
@@ -295,19 +304,19 @@ void what_is_not_allowed_is_not_found() {
   const std::size_t d = 8, n = 1500;
   const auto X = gaussian(n * d, 10), queries = gaussian(10 * d, 11);
   const Built built = build(X, d, 4, {4, 5}, LopqOptions::Rotation::kLocal, 2);
-  std::vector<std::uint64_t> allowed(built.filled.order.size() / 64);
-  for (std::size_t place = 0; place < built.filled.order.size(); ++place)
-    if (built.filled.order[place] % 3 == 1) allowed[place / 64] |= std::uint64_t{1} << place % 64;
+  std::vector<std::uint64_t> allowed(built.order.size() / 64);
+  for (std::size_t place = 0; place < built.order.size(); ++place)
+    if (built.order[place] % 3 == 1) allowed[place / 64] |= std::uint64_t{1} << place % 64;
   ScanOptions options;
   options.k = 600;
   options.allowed = allowed;
-  const auto probes = choose_lists(built.arrays.view(), queries, 4, 1);
+  const auto probes = CoarseSearch(built.arrays.coarse, built.arrays.d).nearest(queries, 4, 1);
   const auto found = scan_lists(built.view(), queries, probes, options);
   for (std::size_t q = 0; q < 10; ++q)
     for (std::size_t j = 0; j < 600; ++j) {
       const std::int64_t place = found.places[q * 600 + j];
       CHECK((place >= 0) == (j < 500));
-      if (place >= 0) CHECK(built.filled.order[static_cast<std::size_t>(place)] % 3 == 1);
+      if (place >= 0) CHECK(built.order[static_cast<std::size_t>(place)] % 3 == 1);
     }
 }
 
@@ -315,7 +324,7 @@ void few_leaves_are_the_nearest() {
   const std::size_t d = 8, n = 6000;
   const auto X = gaussian(n * d, 12), queries = gaussian(40 * d, 13);
   const Built built = build(X, d, 3, {4, 5}, LopqOptions::Rotation::kLocal, 1);
-  const auto probes = choose_lists(built.arrays.view(), queries, 3, 1);
+  const auto probes = CoarseSearch(built.arrays.coarse, built.arrays.d).nearest(queries, 3, 1);
   ScanOptions options;
   options.k = 10;
   const auto all = scan_lists(built.view(), queries, probes, options);

@@ -132,7 +132,7 @@ class PackedIdsView:
     def get(
         self, sequences: NDArray[np.uint64], numbers: NDArray[np.uint64]
     ) -> NDArray[np.uint32]: ...
-    def get_all(self) -> NDArray[np.uint32]: ...
+    def get_range(self, begin: int, end: int, n_threads: int) -> NDArray[np.uint32]: ...
 
 def kmeans(
     X: NDArray[np.float32],
@@ -146,6 +146,13 @@ def kmeans(
 def assign_nearest(
     centroids: NDArray[np.float32], X: NDArray[np.float32], n_threads: int
 ) -> tuple[NDArray[np.uint32], NDArray[np.float32]]: ...
+
+class CoarseSearch:
+    def __init__(self, centroids: NDArray[np.float32]) -> None: ...
+    def nearest(
+        self, X: NDArray[np.float32], n_nearest: int, n_threads: int
+    ) -> NDArray[np.uint32]: ...
+
 def pack_numbers(n_parts: int, bits: int, numbers: NDArray[np.uint8]) -> NDArray[np.uint8]: ...
 def unpack_numbers(
     n_parts: int, bits: int, blocks: NDArray[np.uint8], n: int
@@ -189,13 +196,11 @@ class LopqView:
         lists: NDArray[np.uint32],
         n_threads: int,
     ) -> NDArray[np.float32]: ...
-    def choose_lists(
-        self, queries: NDArray[np.float32], n_probe: int, n_threads: int
-    ) -> NDArray[np.uint32]: ...
     def fill_lists(
         self,
         numbers: NDArray[np.uint8],
         lists: NDArray[np.uint32],
+        rows: NDArray[np.uint32],
         leaf_blocks: int,
         n_threads: int,
     ) -> tuple[
@@ -204,7 +209,7 @@ class LopqView:
         NDArray[np.uint8],
         NDArray[np.uint64],
         NDArray[np.uint32],
-        NDArray[np.uint64],
+        NDArray[np.uint32],
     ]: ...
 
 class InvertedFileView:
@@ -218,6 +223,9 @@ class InvertedFileView:
         first_leaf: NDArray[np.uint64],
         present: NDArray[np.uint32],
     ) -> None: ...
+    def take(
+        self, begin: int, end: int, n_threads: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]: ...
     def search(
         self,
         queries: NDArray[np.float32],

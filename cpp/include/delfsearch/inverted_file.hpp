@@ -42,14 +42,24 @@ struct InvertedFileArrays {
   std::vector<std::uint64_t> first_block, first_leaf;
   std::vector<std::uint32_t> sizes, present;
   std::vector<std::uint8_t> blocks;
-  std::vector<std::uint64_t> order;  // place -> row given; padding has the largest number
+  std::vector<std::uint32_t> rows;  // (n), of each code, list after list; rising within a leaf
 };
 
-// Sorts n coded rows into lists. Within a leaf, and within a list without leaves, rows keep their
-// order. numbers (n, n_parts), lists (n).
+// Sorts n coded rows into lists. numbers (n, n_parts), lists (n), rows (n): what a code belongs to,
+// its row, or its photo's number; they rise within a leaf, and within a list without leaves, and
+// may repeat.
 InvertedFileArrays fill_lists(const LopqView& quantizer, Span<const std::uint8_t> numbers,
-                              Span<const std::uint32_t> lists, std::size_t leaf_blocks,
-                              int n_threads);
+                              Span<const std::uint32_t> lists, Span<const std::uint32_t> rows,
+                              std::size_t leaf_blocks, int n_threads);
+
+struct TakenCodes {
+  std::vector<std::uint8_t> numbers;  // (n, n_parts)
+  std::vector<std::uint32_t> lists;   // (n)
+};
+
+// What lists begin to end hold, in their order: merging needs nothing encoded anew.
+TakenCodes take_lists(const InvertedFileView& file, std::size_t begin, std::size_t end,
+                      int n_threads);
 
 struct CodeNeighbours {
   std::vector<float> squared_distances;  // (m, k), +inf where missing
@@ -68,9 +78,5 @@ struct ScanOptions {
 // most once.
 CodeNeighbours scan_lists(const InvertedFileView& file, Span<const float> queries,
                           Span<const std::uint32_t> probes, const ScanOptions& options);
-
-// The n_probe nearest coarse centroids of each query, best first, ties to the lower number.
-std::vector<std::uint32_t> choose_lists(const LopqView& quantizer, Span<const float> queries,
-                                        std::size_t n_probe, int n_threads);
 
 }  // namespace delfsearch

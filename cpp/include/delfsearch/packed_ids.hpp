@@ -29,12 +29,16 @@ struct PackedIdsView {
   Span<const std::uint64_t> starts;
   std::uint64_t universe = 1;
 
-  // Number i of a sequence of n; sizes are kept elsewhere.
+  // Number i of a sequence of n; sizes are kept elsewhere. Words that pack_ids would not have
+  // written give some number below universe.
   std::uint32_t get(std::size_t sequence, std::size_t n, std::size_t i) const;
   // All n of them.
   void get_all(std::size_t sequence, std::size_t n, std::uint32_t* out) const;
-  // Throws std::invalid_argument where a sequence's words do not fit its size or hold a number that
-  // is too large or smaller than the one before: what a damaged file could hold. O(all).
+  // Throws std::invalid_argument where a sequence has another number of words than its size says,
+  // without which nothing may be read. O(n_sequences).
+  void check_sizes(Span<const std::uint64_t> firsts) const;
+  // Throws std::invalid_argument also where words hold too many or too few numbers, or a number
+  // that is too large or smaller than the one before: what a damaged file could hold. O(all).
   void check(Span<const std::uint64_t> firsts) const;
 };
 

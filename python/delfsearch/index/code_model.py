@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -119,8 +120,19 @@ class CodeModel:
     ) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
         """Return the cells (n,) and numbers (n, n_parts) of exact codes (n, d)."""
         rows = self.quantizer.decode(codes)
-        cells, _ = _core.assign_nearest(self.coarse, rows, n_threads)
+        cells = self.cells.nearest(rows, 1, n_threads)[:, 0]
         return cells, self.view.encode(rows, cells, n_threads)
+
+    def choose_lists(
+        self, queries: NDArray[np.float32], n_probe: int, n_threads: int
+    ) -> NDArray[np.uint32]:
+        """Return the n_probe nearest lists of each query (m, n_probe), best first."""
+        return self.cells.nearest(queries, n_probe, n_threads)
+
+    @cached_property
+    def cells(self) -> _core.CoarseSearch:
+        """What finds the nearest of coarse."""
+        return _core.CoarseSearch(self.coarse)
 
     def arrays(self) -> Arrays:
         """Return what goes on disk."""

@@ -17,6 +17,7 @@ from delfsearch import _core
 from delfsearch._validation import check_integer, check_n_jobs, check_seed
 from delfsearch.errors import IndexFormatError
 from delfsearch.index.code_model import CodeModel
+from delfsearch.index.list_merge import BLOCK, ListWriter, id_firsts
 from delfsearch.index.uniform_quantizer import (
     UniformQuantizer,
     check_codes,
@@ -24,11 +25,12 @@ from delfsearch.index.uniform_quantizer import (
     check_row_range,
     check_rows,
 )
+from delfsearch.storage.array_writer import ArrayWriter
 
 Arrays = dict[str, NDArray[Any]]
 
 _DTYPES = {
-    "shape": (np.dtype("<i8"), 1),  # rows, blocks of a leaf
+    "shape": (np.dtype("<i8"), 1),  # rows, blocks of a leaf, ids, 1 where these are groups
     "first_block": (np.dtype("<u8"), 1),
     "sizes": (np.dtype("<u4"), 1),
     "blocks": (np.dtype("u1"), 1),
@@ -38,9 +40,8 @@ _DTYPES = {
     "id_starts": (np.dtype("<u8"), 1),
     "exact": (np.dtype("u1"), 2),  # (rows, d), the 8-bit codes in the order of the rows
 }
-_BLOCK = 64
-_MAX_ROWS = 2**31 - 64
-_ENCODED_AT_ONCE = 1 << 16
+MAX_ROWS = 2**31 - 64
+_ENCODED_AT_ONCE = 1 << 17
 _NOTHING = np.zeros(0, np.uint64)
 
 
@@ -89,6 +90,7 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
     model_: CodeModel
     n_features_in_: int
     n_lists_: int
+    n_ids_: int
 
     def __init__(
         self,
@@ -146,61 +148,85 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         )
 
     @classmethod
-    def from_codes(cls, codes: Any, model: CodeModel, **params: Any) -> InvertedFile:
+    def from_codes(
+        cls,
+        codes: Any,
+        model: CodeModel,
+        counts: Any = None,
+        *,
+        keep_exact: bool = True,
+        **params: Any,
+    ) -> InvertedFile:
         """Put rows that are quantized already into lists.
 
-        codes : (n, d) uint8, n >= 1, made by model.quantize. params : as the constructor takes
-            them.
+        codes : (n, d) uint8, n >= 1, made by model.quantize. counts : (g,) integers that sum to n:
+            the ids that `query` returns are then those of groups (photos), the first of counts[0]
+            rows, and so on: fewer, and so in fewer bits; None: row numbers. keep_exact : False
+            keeps no 8-bit descriptors; `rerank`, `codes` and merging into trees are then not to be
+            had. params : as the constructor takes them.
         """
         file = cls(**params)
         file._check_parameters()
         matrix = check_codes(codes, model.dimension)
         if len(matrix) == 0:
             raise ValueError("codes must have at least 1 row(s); got 0")
-        return file._fill(matrix, model)
+        return file._fill(matrix, model, counts, keep_exact)
 
     def _check_parameters(self) -> tuple[int, int]:
         for name in ("n_lists", "n_probe", "max_leaves", "min_rotation_rows", "min_codebook_rows"):
             check_integer(getattr(self, name), name, minimum=1, maximum=2**31 - 1)
-        check_integer(self.rerank, "rerank", minimum=0, maximum=_MAX_ROWS)
-        leaf_size = check_integer(self.leaf_size, "leaf_size", minimum=0, maximum=2**31)
-        if leaf_size % _BLOCK:
-            raise ValueError(f"leaf_size must be a multiple of {_BLOCK}, or 0; got {leaf_size}")
+        check_integer(self.rerank, "rerank", minimum=0, maximum=MAX_ROWS)
+        self.check_leaf_size(self.leaf_size)
         return parse_code(self.code)
 
-    def _fill(self, codes: NDArray[np.uint8], model: CodeModel) -> InvertedFile:
+    @staticmethod
+    def check_leaf_size(leaf_size: Any) -> int:
+        """Return a leaf size, or raise ValueError."""
+        size = check_integer(leaf_size, "leaf_size", minimum=0, maximum=2**31)
+        if size % BLOCK:
+            raise ValueError(f"leaf_size must be a multiple of {BLOCK}, or 0; got {size}")
+        return size
+
+    def _fill(
+        self,
+        codes: NDArray[np.uint8],
+        model: CodeModel,
+        counts: Any = None,
+        keep_exact: bool = True,
+    ) -> InvertedFile:
         n, threads = len(codes), check_n_jobs(self.n_jobs)
         cells = np.empty(n, np.uint32)
         numbers = np.empty((n, model.n_parts), np.uint8)
         for start in range(0, n, _ENCODED_AT_ONCE):
             part = slice(start, start + _ENCODED_AT_ONCE)
             cells[part], numbers[part] = model.encode(codes[part], threads)
-        leaf_blocks = self.leaf_size // _BLOCK
-        first_block, sizes, blocks, first_leaf, present, order = model.view.fill_lists(
-            numbers, cells, leaf_blocks, threads
-        )
-        arrays: Arrays = {
-            "first_block": first_block,
-            "sizes": sizes,
-            "blocks": blocks,
-            "first_leaf": first_leaf,
-            "present": present,
-            "exact": codes,
-        }
-        del numbers, cells
-        firsts = _id_firsts(arrays, leaf_blocks)
-        rows = order[order < n].astype(np.uint32)  # what fills up blocks is larger
-        arrays["id_words"], arrays["id_starts"] = _core.pack_ids(rows, firsts, n, threads)
-        self._adopt(model, np.array([n, leaf_blocks], np.int64), arrays, check=False)
+        leaf_blocks = self.leaf_size // BLOCK
+        n_ids = n
+        ids = np.arange(n, dtype=np.uint32)
+        if counts is not None:
+            per_group = np.asarray(counts, np.int64)
+            if per_group.ndim != 1 or (per_group < 0).any() or per_group.sum() != n:
+                raise ValueError(f"counts must be (g,) integers that sum to {n} rows")
+            n_ids = len(per_group)
+            ids = np.repeat(np.arange(n_ids, dtype=np.uint32), per_group)
+        sink = ArrayWriter(None)
+        writer = ListWriter(model, n_ids, leaf_blocks, sink, threads)
+        writer.fill(0, model.n_lists, numbers, cells, ids)
+        writer.finish()
+        arrays, _ = sink.finish()
+        arrays["exact"] = codes if keep_exact else codes[:0]
+        shape = np.array([n, leaf_blocks, n_ids, counts is not None], np.int64)
+        self._adopt(model, shape, arrays)
         return self
 
     def _adopt(
-        self, model: CodeModel, shape: NDArray[np.int64], arrays: Arrays, *, check: bool
+        self, model: CodeModel, shape: NDArray[np.int64], arrays: Arrays, *, check: bool = False
     ) -> None:
-        n, leaf_blocks = (int(value) for value in shape)
-        firsts = _id_firsts(arrays, leaf_blocks)
-        if firsts[-1] != n:
-            raise ValueError(f"lists hold {firsts[-1]} codes, but there are {n} rows")
+        n, leaf_blocks, n_ids, grouped = (int(value) for value in shape)
+        if not grouped and n_ids != n:
+            raise ValueError(f"there are {n} rows, but {n_ids} ids")
+        if leaf_blocks == 0 and len(arrays["first_leaf"]):
+            raise ValueError("lists without leaves have leaves")
         self._lists = _core.InvertedFileView(
             model.view,
             arrays["first_block"],
@@ -210,13 +236,18 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
             arrays["first_leaf"],
             arrays["present"],
         )
+        firsts = id_firsts(arrays["sizes"].astype(np.int64), leaf_blocks)
+        if firsts[-1] != n:
+            raise ValueError(f"lists hold {firsts[-1]} codes, but there are {n} rows")
         self._ids = _core.PackedIdsView(
-            arrays["id_words"], arrays["id_starts"], firsts, max(1, n), check
+            arrays["id_words"], arrays["id_starts"], firsts, max(1, n_ids), check
         )
         self.model_ = model
         self.n_features_in_ = model.dimension
         self.n_lists_ = model.n_lists
+        self.n_ids_ = n_ids
         self._n_rows, self._leaf_blocks, self._firsts = n, leaf_blocks, firsts
+        self._grouped = bool(grouped)
         self._arrays = arrays
         self._removed: NDArray[np.bool_] | None = None
         self._allowed = _NOTHING
@@ -238,28 +269,34 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
             constructor's.
         Returns squared_distances (m, k) float32, rising, +inf where missing: to what the codes
             stand for, or, with rerank, to the 8-bit descriptors; ids (m, k) int64, row numbers of
-            fit, -1 where missing. Equal distances are ordered by id.
+            fit (or those of groups, see from_codes), -1 where missing. Equal distances are ordered
+            by id.
         Raises NotFittedError; ValueError where d differs from fit or a value is not finite.
         """
         check_is_fitted(self)
         queries = check_descriptors(X, "X", n_columns=self.n_features_in_)
-        k = check_integer(k, "k", minimum=1, maximum=_MAX_ROWS)
+        k = check_integer(k, "k", minimum=1, maximum=MAX_ROWS)
         leaves = self.max_leaves if max_leaves is None else max_leaves
         leaves = check_integer(leaves, "max_leaves", minimum=1)
         probes = self.n_probe if n_probe is None else n_probe
         probes = min(check_integer(probes, "n_probe", minimum=1), self.n_lists_)
         again = self.rerank if rerank is None else rerank
-        again = check_integer(again, "rerank", minimum=0, maximum=_MAX_ROWS)
+        again = check_integer(again, "rerank", minimum=0, maximum=MAX_ROWS)
+        if again and (self._grouped or not self.has_exact):
+            lack = "ids of groups" if self._grouped else "no 8-bit descriptors"
+            raise ValueError(
+                f"rerank must be 0, since this inverted file holds {lack}; got {again}"
+            )
         if len(queries) == 0:
             return np.zeros((0, k), np.float32), np.zeros((0, k), np.int64)
         threads = check_n_jobs(self.n_jobs)
-        lists = self.model_.view.choose_lists(queries, probes, threads)
+        lists = self.model_.choose_lists(queries, probes, threads)
         wanted = min(max(k, again), self._n_rows)
         squared, places = self._lists.search(queries, lists, wanted, leaves, self._allowed, threads)
         ids = self._rows_at(places)
         if again:
             squared = self._exact_distances(queries, ids)
-        order = np.lexsort((np.where(ids < 0, _MAX_ROWS + 64, ids), squared), axis=1)[:, :k]
+        order = np.lexsort((np.where(ids < 0, MAX_ROWS + 64, ids), squared), axis=1)[:, :k]
         found = np.full((len(queries), k), np.inf, np.float32)
         rows = np.full((len(queries), k), -1, np.int64)
         found[:, : order.shape[1]] = np.take_along_axis(squared, order, axis=1)
@@ -271,11 +308,11 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         found = np.full(places.shape, -1, np.int64)
         there = places >= 0
         at = places[there].astype(np.uint64)
-        block = at // np.uint64(_BLOCK)
+        block = at // np.uint64(BLOCK)
         lists = np.searchsorted(self._arrays["first_block"], block, side="right") - 1
-        within = at - self._arrays["first_block"][lists] * np.uint64(_BLOCK)
+        within = at - self._arrays["first_block"][lists] * np.uint64(BLOCK)
         if self._leaf_blocks:
-            size = np.uint64(self._leaf_blocks * _BLOCK)
+            size = np.uint64(self._leaf_blocks * BLOCK)
             sequences = self._arrays["first_leaf"][lists] + within // size
             within = within % size
         else:
@@ -302,6 +339,33 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         return self._n_rows
 
     @property
+    def has_exact(self) -> bool:
+        """Whether the 8-bit descriptors are kept."""
+        return len(self._arrays["exact"]) == self._n_rows
+
+    @property
+    def grouped(self) -> bool:
+        """Whether ids are those of groups of rows."""
+        return self._grouped
+
+    @property
+    def list_sizes(self) -> NDArray[np.int64]:
+        """Codes of each list (n_lists,), removed ones included."""
+        return self._arrays["sizes"].astype(np.int64)
+
+    def take(
+        self, begin: int, end: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint32], NDArray[np.uint32]]:
+        """Return numbers (n, n_parts), lists (n,) and ids (n,) of the codes of lists begin to end.
+
+        Removed ones too.
+        """
+        threads = check_n_jobs(self.n_jobs)
+        numbers, lists = self._lists.take(begin, end, threads)
+        first = self._arrays["first_leaf"] if self._leaf_blocks else range(self.n_lists_ + 1)
+        return numbers, lists, self._ids.get_range(int(first[begin]), int(first[end]), threads)
+
+    @property
     def quantizer_(self) -> UniformQuantizer:
         """Range and step of each dimension of the 8-bit descriptors."""
         check_is_fitted(self)
@@ -311,38 +375,46 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         """Return the 8-bit codes (stop - start, d) of rows start to stop, removed ones too."""
         check_is_fitted(self)
         start, stop = check_row_range(start, stop, self._n_rows)
+        if not self.has_exact:
+            raise ValueError("this inverted file was built without its 8-bit descriptors")
         rows: NDArray[np.uint8] = self._arrays["exact"][start:stop]
         return rows
 
     def remove(self, rows: Any) -> None:
-        """Keep rows from ever being returned again; those removed before are no error.
+        """Keep ids from ever being returned again; those removed before are no error.
 
-        rows : (r,) integers. Not safe beside a query of the same object from another thread.
+        rows : (r,) integers, row numbers (or those of groups). Not safe beside a query of the same
+            object from another thread.
         """
         check_is_fitted(self)
-        wanted = check_rows(rows, self._n_rows)
+        wanted = check_rows(rows, self.n_ids_)
         if len(wanted) == 0:
             return
         if self._removed is None:
-            self._removed = np.zeros(self._n_rows, bool)
+            self._removed = np.zeros(self.n_ids_, bool)
         self._removed[wanted] = True
         self._allowed = self._bits_of(~self._removed)
 
     def _bits_of(self, wanted: NDArray[np.bool_]) -> NDArray[np.uint64]:
-        """Return a bit for each place, set where its row is wanted."""
-        bits = np.zeros((int(self._arrays["first_block"][-1]), _BLOCK), bool)
+        """Return a bit for each place, set where its id is wanted."""
+        bits = np.zeros((int(self._arrays["first_block"][-1]), BLOCK), bool)
         sizes = self._arrays["sizes"].astype(np.int64)
-        firsts = self._arrays["first_block"][:-1].astype(np.int64) * _BLOCK
+        firsts = self._arrays["first_block"][:-1].astype(np.int64) * BLOCK
         ends = np.cumsum(sizes)
         places = np.arange(self._n_rows) + np.repeat(firsts - (ends - sizes), sizes)
-        bits.reshape(-1)[places] = wanted[self._ids.get_all()]
+        bits.reshape(-1)[places] = wanted[
+            self._ids.get_range(0, len(self._firsts) - 1, check_n_jobs(self.n_jobs))
+        ]
         packed: NDArray[np.uint64] = np.packbits(bits, axis=1, bitorder="little").view("<u8")[:, 0]
         return np.ascontiguousarray(packed)
 
     def arrays(self) -> Arrays:
         """Return all that `from_arrays` needs but the model: little-endian arrays, not copied."""
         check_is_fitted(self)
-        return {"shape": np.array([self._n_rows, self._leaf_blocks], np.int64), **self._arrays}
+        return {"shape": self._shape(), **self._arrays}
+
+    def _shape(self) -> NDArray[np.int64]:
+        return np.array([self._n_rows, self._leaf_blocks, self.n_ids_, self._grouped], np.int64)
 
     @classmethod
     def from_arrays(
@@ -350,9 +422,13 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         arrays: Mapping[str, NDArray[Any]],
         model: CodeModel,
         params: Mapping[str, Any] | None = None,
+        *,
+        verify: bool = False,
     ) -> InvertedFile:
         """Take a file back from what `arrays` returned; memory maps are used in place.
 
+        verify : also read through all packed ids. What is not verified is never read out of bounds,
+        but damaged bytes give wrong answers.
         Raises IndexFormatError where an array is missing, of another type or size, or holds what no
         inverted file holds.
         """
@@ -366,10 +442,17 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
             checked[name] = np.ascontiguousarray(array)
         shape = checked.pop("shape")
         exact = checked["exact"]
-        if len(shape) != 2 or shape.min() < 0 or exact.shape != (shape[0], model.dimension):
+        if (
+            len(shape) != 4
+            or shape.min() < 0
+            or exact.shape[1] != model.dimension
+            or len(exact) not in (0, shape[0])
+            or shape[0] > MAX_ROWS
+            or shape[2] > MAX_ROWS
+        ):
             raise IndexFormatError(f"array shape is damaged: {shape.tolist()[:3]}")
         try:
-            file._adopt(model, shape, checked, check=True)
+            file._adopt(model, shape, checked, check=verify)
         except ValueError as error:
             raise IndexFormatError(f"posting lists are damaged: {error}") from error
         return file
@@ -408,24 +491,6 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         super().__setstate__(state)
         if model is not None:
             removed = self._removed
-            shape = np.array([self._n_rows, self._leaf_blocks], np.int64)
-            self._adopt(CodeModel.from_arrays(model, "the model"), shape, self._arrays, check=True)
+            self._adopt(CodeModel.from_arrays(model, "the model"), self._shape(), self._arrays)
             if removed is not None:
                 self.remove(np.flatnonzero(removed))
-
-
-def _id_firsts(arrays: Arrays, leaf_blocks: int) -> NDArray[np.uint64]:
-    """Return where the packed ids of each leaf begin, or of each list without leaves."""
-    sizes = arrays["sizes"].astype(np.int64)
-    if leaf_blocks:
-        leaf_size = leaf_blocks * _BLOCK
-        n_leaves = np.diff(arrays["first_leaf"].astype(np.int64))
-        if len(n_leaves) != len(sizes) or (n_leaves != -(-sizes // leaf_size)).any():
-            raise ValueError("leaves have another number than the lists say")
-        last = sizes - np.maximum(n_leaves - 1, 0) * leaf_size
-        full = np.full(int(n_leaves.sum()), leaf_size, np.int64)
-        full[np.cumsum(n_leaves)[n_leaves > 0] - 1] = last[n_leaves > 0]
-        sizes = full
-    firsts = np.zeros(len(sizes) + 1, np.uint64)
-    np.cumsum(sizes, out=firsts[1:])
-    return firsts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,6 +80,26 @@ def map_array(path: Path, *, dtype: str, shape: Sequence[int], n_bytes: int) -> 
     # A plain view: slicing np.memmap is slow, and the view keeps the map alive.
     view: NDArray[Any] = array.view(np.ndarray)
     return view
+
+
+def open_array(path: Path) -> NDArray[Any]:
+    """Memory-map a .npy file read-only, whatever it holds; IndexFormatError where it is none."""
+    try:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            n_bytes = file.tell() + dtype.itemsize * math.prod(shape)
+    except (
+        ArithmeticError,
+        EOFError,
+        OSError,
+        SyntaxError,
+        TokenError,
+        TypeError,
+        ValueError,
+    ) as e:
+        raise IndexFormatError(f"{path} is damaged: {e}") from e
+    return map_array(path, dtype=dtype.str, shape=shape, n_bytes=n_bytes)
 
 
 def array_bytes(arrays: Mapping[str, NDArray[Any]]) -> int:

@@ -1,0 +1,196 @@
+"""InvertedFileBuilder: an inverted file larger than memory, from rows that pass through once.
+
+Rows are encoded and sorted into lists some millions at a time; each such part goes to disk. At the
+end the parts' lists are merged, some at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from delfsearch._validation import check_choice, check_integer, check_matrix, check_n_jobs
+from delfsearch.errors import IndexFormatError
+from delfsearch.index.code_model import CodeModel
+from delfsearch.index.inverted_file import MAX_ROWS, InvertedFile
+from delfsearch.index.list_merge import BLOCK, ListWriter, Part, merge_lists
+from delfsearch.index.uniform_quantizer import check_codes
+from delfsearch.storage.array_writer import ArrayWriter
+from delfsearch.storage.arrays import open_array, sync_folder
+
+POSTINGS = ("features", "photos")
+_STATE = "state.json"
+_LISTS = "lists"
+
+
+class InvertedFileBuilder:
+    """Takes rows in, photo after photo, and makes an InvertedFile of them in a folder.
+
+    model : what codes mean (CodeModel.learn). folder : absent, empty, or of a builder that was
+        interrupted: then `n_photos` says how many are in, and the next ones follow.
+    postings : "features", ids are row numbers; "photos", numbers of the photos that rows belong to.
+    keep_exact : also keep the 8-bit descriptors. leaf_size : see InvertedFile. part_rows : rows
+        held at a time, some 150 bytes each. n_jobs : threads.
+    Raises IndexFormatError where the folder holds something else, ValueError where it was begun
+    with other parameters.
+    """
+
+    def __init__(
+        self,
+        model: CodeModel,
+        folder: str | os.PathLike[str],
+        *,
+        postings: str = "features",
+        keep_exact: bool = True,
+        leaf_size: int = 2048,
+        part_rows: int = 1 << 22,
+        n_jobs: int | None = None,
+    ) -> None:
+        check_choice(postings, "postings", POSTINGS)
+        leaf_size = InvertedFile.check_leaf_size(leaf_size)
+        self._grouped, self._keep_exact = postings == "photos", bool(keep_exact)
+        self._leaf_size = leaf_size
+        self._part_rows = check_integer(part_rows, "part_rows", minimum=1, maximum=MAX_ROWS)
+        self._model, self._folder, self._n_jobs = model, Path(folder), n_jobs
+        self._threads = check_n_jobs(n_jobs)
+        self._waiting: list[NDArray[np.uint8]] = []
+        self._waiting_counts: list[NDArray[np.int64]] = []
+        self._n_waiting = 0
+        self._settings = {
+            "postings": postings,
+            "keep_exact": self._keep_exact,
+            "leaf_size": leaf_size,
+            "dimension": model.dimension,
+            "n_lists": model.n_lists,
+        }
+        self._parts: list[dict[str, int]] = []  # rows and photos of each
+        self._open()
+
+    def _open(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        state = self._folder / _STATE
+        if not state.exists():
+            if any(self._folder.iterdir()):
+                raise IndexFormatError(f"{self._folder} is not empty and holds no builder's parts")
+            self._write_state()
+            return
+        try:
+            found = json.loads(state.read_text())
+            settings, self._parts = found["settings"], found["parts"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise IndexFormatError(f"{state} is damaged: {error}") from error
+        for name, value in self._settings.items():
+            if settings.get(name) != value:
+                raise ValueError(
+                    f"{self._folder} was begun with {name}={settings.get(name)!r}; got {value!r}: "
+                    "go on with that, or take another folder"
+                )
+        for entry in self._folder.iterdir():  # what a crash left
+            if entry.name not in (_STATE, *map(_part_name, range(len(self._parts)))):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def _write_state(self) -> None:
+        new = self._folder / (_STATE + ".new")
+        with new.open("w") as file:
+            json.dump({"settings": self._settings, "parts": self._parts}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, self._folder / _STATE)
+        sync_folder(self._folder)
+
+    @property
+    def n_photos(self) -> int:
+        """Photos that are safe on disk."""
+        return sum(part["photos"] for part in self._parts)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that are safe on disk."""
+        return sum(part["rows"] for part in self._parts)
+
+    def add(self, X: Any, counts: Any) -> None:
+        """Take in rows of some photos.
+
+        X : (n, d) float32, or uint8 made by model.quantize. counts : (p,) integers that sum to n,
+        rows of each photo.
+        """
+        if getattr(X, "dtype", None) == np.uint8:
+            codes = check_codes(X, self._model.dimension)
+        else:
+            codes = self._model.quantize(check_matrix(X, "X", n_columns=self._model.dimension))
+        per_photo = np.asarray(counts, np.int64)
+        if per_photo.ndim != 1 or (per_photo < 0).any() or per_photo.sum() != len(codes):
+            raise ValueError(f"counts must be (p,) integers that sum to {len(codes)} rows")
+        if self.n_rows + self._n_waiting + len(codes) > MAX_ROWS:
+            raise ValueError(f"an inverted file holds at most {MAX_ROWS} rows")
+        self._waiting.append(codes)
+        self._waiting_counts.append(per_photo)
+        self._n_waiting += len(codes)
+        if self._n_waiting >= self._part_rows:
+            self.commit()
+
+    def commit(self) -> None:
+        """Make what was taken in durable, as one part."""
+        if not self._waiting_counts:
+            return
+        codes, counts = np.concatenate(self._waiting), np.concatenate(self._waiting_counts)
+        self._waiting, self._waiting_counts, self._n_waiting = [], [], 0
+        if len(codes):
+            part = InvertedFile.from_codes(
+                codes,
+                self._model,
+                counts if self._grouped else None,
+                keep_exact=self._keep_exact,
+                leaf_size=0,
+                n_jobs=self._n_jobs,
+            )
+            writer = ArrayWriter(self._folder / _part_name(len(self._parts)))
+            for name, array in part.arrays().items():
+                writer.write(name, array)
+            writer.finish()
+        self._parts.append({"rows": len(codes), "photos": len(counts)})
+        self._write_state()
+
+    def finish(self) -> InvertedFile:
+        """Merge the parts; returns the inverted file, its arrays mapped from folder/lists."""
+        self.commit()
+        if self.n_rows == 0:
+            raise ValueError("rows must be at least 1; got 0")
+        parts, exact, first = [], [], 0
+        for number, described in enumerate(self._parts):
+            if described["rows"]:
+                file = self._file(self._folder / _part_name(number))
+                parts.append(Part(file, None, first))
+                exact.append(file)
+            first += described["photos" if self._grouped else "rows"]
+        target = self._folder / _LISTS
+        shutil.rmtree(target, ignore_errors=True)
+        sink = ArrayWriter(target)
+        leaf_blocks = self._leaf_size // BLOCK
+        n = merge_lists(
+            parts, self._model, ListWriter(self._model, first, leaf_blocks, sink, self._threads)
+        )
+        assert n == self.n_rows
+        for file in exact:
+            sink.append("exact", file.arrays()["exact"])
+        sink.write("shape", np.array([n, leaf_blocks, first, self._grouped], np.int64))
+        sink.finish()
+        for number in range(len(self._parts)):
+            shutil.rmtree(self._folder / _part_name(number), ignore_errors=True)
+        (self._folder / _STATE).unlink()
+        return self._file(target)
+
+    def _file(self, folder: Path) -> InvertedFile:
+        arrays = {path.stem: open_array(path) for path in folder.glob("*.npy")}
+        params = {"leaf_size": self._leaf_size, "n_jobs": self._n_jobs}
+        return InvertedFile.from_arrays(arrays, self._model, params)
+
+
+def _part_name(number: int) -> str:
+    return f"part-{number:06d}"

@@ -12,31 +12,34 @@ import numpy as np
 
 from delfsearch.index.code_model import CodeModel
 
+_ROTATION_ROWS = 50_000  # OPQ learns from; more take minutes and change nothing
+
 
 @dataclass
 class Peer:
     index: Any
+    kept: tuple[Any, ...]  # what the index points to
     bytes: int = 0
     build_s: float = 0.0
 
-    def search(self, X: np.ndarray, k: int, n_probe: int) -> np.ndarray:
-        """Row numbers (m, k), -1 where missing."""
+    def search(self, X: np.ndarray, k: int, n_probe: int) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers (m, k), -1 where missing, and squared distances."""
         import faiss
 
         faiss.omp_set_num_threads(1)
         faiss.extract_index_ivf(self.index).nprobe = n_probe
-        rows: np.ndarray = self.index.search(X, k)[1]
-        return rows
+        squared, rows = self.index.search(X, k)
+        return rows, squared
 
 
-def _make(faiss: Any, model: CodeModel, train: np.ndarray, out: int, parts: int, bits: int) -> Any:
+def _make(faiss: Any, model: CodeModel, train: np.ndarray, out: int, parts: int, bits: int) -> Peer:
     """An IVF over a learned rotation, whose cells are ours, turned."""
     d = model.dimension
     turn = faiss.OPQMatrix(d, parts, out)
     # By itself the rotation is learned for 8 bits, whatever the codes have.
     code_of_rotation = faiss.ProductQuantizer(out, parts, bits)
     turn.pq = code_of_rotation
-    turn.train(train[: 256 * 512])
+    turn.train(train[:_ROTATION_ROWS])
     turn.pq = None
     cells = faiss.IndexFlatL2(out)
     cells.add(turn.apply(model.coarse))
@@ -49,8 +52,7 @@ def _make(faiss: Any, model: CodeModel, train: np.ndarray, out: int, parts: int,
     index.own_fields = False
     lists.train(turn.apply(train))
     index.is_trained = True
-    index.kept = (turn, cells, lists, code_of_rotation)
-    return index
+    return Peer(index, (turn, cells, lists))
 
 
 def build_peers(
@@ -73,7 +75,7 @@ def build_peers(
         (f"faiss OPQ{fast_parts}_{fast_d} PQ{fast_parts}x4fs", (fast_d, fast_parts, 4)),
     ):
         start = time.perf_counter()
-        peers[name] = Peer(_make(faiss, model, train, *wanted))
+        peers[name] = _make(faiss, model, train, *wanted)
         peers[name].build_s = time.perf_counter() - start
     for _, X, _ in blocks:
         for peer in peers.values():

@@ -29,7 +29,7 @@ def _log_factorial(n: np.ndarray) -> np.ndarray:
 
 
 def elias_fano_bits(universe: int, sizes: np.ndarray) -> float:
-    """Bits of Elias and Fano's code for sorted numbers below universe, one sequence for each size."""
+    """Bits of Elias and Fano's code for sorted numbers below universe; a sequence a size."""
     n = sizes[sizes > 0].astype(np.float64)
     low = np.maximum(0, np.floor(np.log2(np.maximum(1, universe / n))))
     return float((n * low + n + np.floor(universe / 2**low)).sum())

@@ -5,50 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from _synthetic import BLOCK_PHOTOS, PHOTO_ROWS, Synthetic, nearest_in_photos, squared_to
+from _synthetic import BLOCK_PHOTOS, PHOTO_ROWS, Synthetic
+from _synthetic_fit import (
+    FIRST_TEST_BLOCK,
+    mean_distinct,
+    nearest_in_photos,
+    nearest_squared,
+    starts_of,
+    whole_photos,
+)
 
 from delfsearch import OptimizedPQ, _core
 
 _QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
-_QUERIES, _CELLS, _FIRST_BLOCK = 1000, 1024, 1 << 24  # blocks that no database has
-
-
-def whole_photos(
-    X: np.ndarray, photos: np.ndarray, n_photos: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """500 rows of each of some photos (all with as many rows), and the rows of the other photos."""
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(photos)) + 1, [len(photos)]])
-    full = np.flatnonzero(np.diff(starts) >= PHOTO_ROWS)
-    some = np.sort(rng.permutation(full)[: min(n_photos, len(full) // 2)])
-    rows = np.concatenate(
-        [starts[p] + np.sort(rng.permutation(starts[p + 1] - starts[p])[:PHOTO_ROWS]) for p in some]
-    )
-    others = np.ones(len(X), bool)
-    for p in some:
-        others[starts[p] : starts[p + 1]] = False
-    return X[rows], X[others]
-
-
-def nearest_squared(queries: np.ndarray, X: np.ndarray) -> np.ndarray:
-    best = np.full(len(queries), np.inf, np.float32)
-    for begin in range(0, len(X), 1 << 15):
-        best = np.minimum(best, squared_to(queries, X[begin : begin + (1 << 15)]).min(1))
-    return np.maximum(best, 0)
+_QUERIES, _CELLS = 1000, 1024
 
 
 def compare(
     X: np.ndarray, photos: np.ndarray, synthetic: Synthetic, n_threads: int = 1
 ) -> dict[str, Any]:
-    """Measure both: spectrum, cells, neighbours within and across photos, quantization error.
-
-    "half" compares two halves of the real photos with one another: what no generator can be nearer.
-    """
+    """Measure both: spectrum, cells, neighbours within and across photos, quantization error."""
     rng = np.random.default_rng(synthetic.seed)
-    real, real_others = whole_photos(X, photos, 400, rng)
+    real, real_others = whole_photos(X, starts_of(photos), 400, rng)
     n_photos = len(real) // PHOTO_ROWS
     blocks = -(-(n_photos + len(real_others) // PHOTO_ROWS) // BLOCK_PHOTOS)
-    made = np.concatenate([synthetic.block(_FIRST_BLOCK + i)[0] for i in range(blocks)])
-    # A photo of which the next one shows the same stands in for all: take every other block first.
+    made = np.concatenate([synthetic.block(FIRST_TEST_BLOCK + 1 + i)[0] for i in range(blocks)])
     sets = {
         "real": (real, rng.permutation(real_others)),
         "synthetic": (made[: len(real)], rng.permutation(made[len(real) :])),
@@ -73,7 +54,6 @@ def compare(
         cells, _ = _core.assign_nearest(coarse, np.ascontiguousarray(others[:sample]), n_threads)
         counts = np.sort(np.bincount(cells, minlength=_CELLS)) / len(cells)
         own_cells, _ = _core.assign_nearest(coarse, np.ascontiguousarray(own), n_threads)
-        distinct = [len(np.unique(c)) for c in own_cells.reshape(-1, PHOTO_ROWS)]
         steps = [
             n for n in (10_000, 100_000, 1_000_000) if n <= min(len(o) for _, o in sets.values())
         ]
@@ -83,7 +63,7 @@ def compare(
             "entropy_of_cells_bits": float(
                 -(counts[counts > 0] * np.log2(counts[counts > 0])).sum()
             ),
-            "cells_of_a_photo": float(np.mean(distinct)),
+            "cells_of_a_photo": mean_distinct(own_cells),
             "nearest_within_photo": _quantiles(within),
             "nearest_among_500_of_any": _quantiles(chance),
             "nearest_in_others": {

@@ -1,4 +1,4 @@
-"""Photos of descriptors one block after another, real ones first, and queries with known answers."""
+"""Photos of descriptors block after block, real ones first, and queries with known answers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from _synthetic import BLOCK_PHOTOS, PHOTO_ROWS, QUANTILES, Mixture, Synthetic
+from threadpoolctl import threadpool_limits
 
 from delfsearch.index.uniform_quantizer import UniformQuantizer
 
@@ -24,7 +25,7 @@ _NO_DATABASE = 1 << 25  # blocks from here on are no part of a database
 class Stream:
     """The same photos in the same order whatever the size: a small database begins a large one.
 
-    real, real_starts : rows and (n_real + 1,) first rows of the real photos, numbers 0 to n_real - 1.
+    real, real_starts : rows and (n_real + 1,) first rows of the real photos, the first ones.
     """
 
     synthetic: Synthetic
@@ -90,6 +91,7 @@ class Stream:
 def _make(feed: Feed, shape: Any, slots: Any, free: Any, made: Any) -> None:
     """Fill slots with blocks until all are made or the parent is gone."""
     parent = mp.parent_process()
+    threadpool_limits(1)  # the other cores are at work on what was made before
     stream = Stream.open(feed.folder)
     views = [np.frombuffer(slot, feed.dtype).reshape(shape) for slot in slots]
     for number in range(feed.begin, feed.end):
@@ -223,12 +225,21 @@ def plant(
     return Queries(X, true, is_planted, is_real, share)
 
 
-def votes_of(photos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Photos found by the rows (m, k) of a query, -1 for none, and the rows that found each; most
-    votes first, ties by number."""
-    ordered = np.sort(photos, axis=1)
-    first = np.ones(ordered.shape, bool)
-    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    found, votes = np.unique(ordered[first & (ordered >= 0)], return_counts=True)
-    order = np.lexsort((found, -votes))
-    return found[order], votes[order]
+def votes_of(
+    photos: np.ndarray, squared: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Photos found by the rows (m, k) of a query, -1 for none, and their votes; most first, ties by
+    number. A row has a vote for a photo: 1, or 1 - d / d_k of its nearest, as DelfIndex has it."""
+    order = np.argsort(photos, axis=1, kind="stable")
+    ordered = np.take_along_axis(photos, order, 1)
+    first = ordered >= 0
+    first[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
+    weights = None
+    if squared is not None:
+        finite = np.where(photos >= 0, squared, 0)
+        farthest = np.maximum(finite.max(1, keepdims=True), 1e-30)
+        weights = np.take_along_axis(1 - finite / farthest, order, 1)[first].astype(np.float64)
+    found, inverse = np.unique(ordered[first], return_inverse=True)
+    votes = np.bincount(inverse, weights, len(found))
+    best = np.lexsort((found, -votes))
+    return found[best], votes[best]

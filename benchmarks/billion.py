@@ -8,7 +8,7 @@ photos, with known answers, are asked at all sizes.
 
 Everything lies in FOLDER: where a run was stopped, at whatever moment, the same command goes on.
 Each step is a process of its own, so that its peak memory is its own. What is done leaves a JSON;
-growth.json, growth.md and growth.svg put them together. Latency: one query photo of 500 descriptors,
+growth.json, growth.md and growth.svg put them together. Latency: a query photo of 500 descriptors,
 one thread, warm, CPU seconds and the wall clock.
 """
 
@@ -33,7 +33,9 @@ from _growth import write_growth
 from _ids import code_entropy_bits, id_costs
 from _resemblance import compare, table
 from _stream import Feed, Queries, Stream, plant, votes_of
-from _synthetic import Mixture, Synthetic, fit
+from _synthetic import Mixture, Synthetic
+from _synthetic_fit import fit, starts_of
+from threadpoolctl import threadpool_limits
 
 from delfsearch import _core
 from delfsearch.index.code_model import CodeModel
@@ -44,6 +46,7 @@ STEPS = ("prepare", "model", "exact", "build", "search", "recall", "faiss")
 _OF_SIZE = ("build", "search", "recall", "faiss")
 _MORE_PROBES = 64
 _RANKS = (1, 10, 64)
+Found = tuple[np.ndarray, np.ndarray]  # photo numbers (m, k) and squared distances
 
 
 def parse_size(text: str) -> int:
@@ -149,12 +152,12 @@ class Run:
         print("comparing real and synthetic descriptors", flush=True)
         compared = compare(X, photos, synthetic, a.n_jobs)
         print(table(compared), flush=True)
-        start = time.process_time()
-        for i in range(10):
-            synthetic.block(i)
-        rate = 10 * len(synthetic.block(0)[0]) / (time.process_time() - start)
+        with threadpool_limits(1):
+            start = time.process_time()
+            n_made = sum(len(synthetic.block(i)[0]) for i in range(10))
+            rate = n_made / (time.process_time() - start)
         print(f"{rate:,.0f} synthetic descriptors a CPU second", flush=True)
-        starts = np.concatenate([[0], np.flatnonzero(np.diff(photos)) + 1, [len(photos)]])
+        starts = starts_of(photos)
         order = np.random.default_rng([a.seed, 4]).permutation(len(starts) - 1)
         n_real = min(a.real_photos, len(order) // 2)
         real = _photos_of(X, starts, np.sort(order[:n_real]))
@@ -341,17 +344,17 @@ class Run:
         settings += [{**settings[0], "max_leaves": leaves} for leaves in a.max_leaves]
         photos_of = self.photos_of(file, stream)
         latency: list[dict[str, list[float]]] = [{"cpu": [], "wall": []} for _ in settings]
-        answers: list[list[np.ndarray]] = [[] for _ in settings]
+        answers: list[list[Found]] = [[] for _ in settings]
         for warm in (False, True):
             for X in queries.X:
                 for i, setting in enumerate(settings):
                     clocks = time.process_time(), time.perf_counter()
-                    _, ids = file.query(X, **setting)
+                    squared, ids = file.query(X, **setting)
                     took = time.process_time() - clocks[0], time.perf_counter() - clocks[1]
                     if warm:
                         latency[i]["cpu"].append(took[0])
                         latency[i]["wall"].append(took[1])
-                        answers[i].append(photos_of(ids))
+                        answers[i].append((photos_of(ids), squared))
         after = memory()
         rows = []
         for setting, times, found in zip(settings, latency, answers):
@@ -429,25 +432,21 @@ class Run:
             return
         photos_of, k, probes = self.photos_of(file, stream), max(a.k), a.n_probe[0]
         calls: dict[str, Any] = {
-            "delfsearch": lambda X: photos_of(file.query(X, k=k, n_probe=probes)[1]),
-            **{
-                name: lambda X, p=peer: stream.photo_of(p.search(X, k, probes))
-                for name, peer in peers.items()
-            },
+            "delfsearch": lambda X: file.query(X, k=k, n_probe=probes)[::-1],
+            **{name: lambda X, p=peer: p.search(X, k, probes) for name, peer in peers.items()},
         }
         times: dict[str, dict[str, list[float]]] = {n: {"cpu": [], "wall": []} for n in calls}
-        answers: dict[str, list[np.ndarray]] = {name: [] for name in calls}
-        slow = {name: False for name in calls}
+        to_photos = {name: photos_of if name == "delfsearch" else stream.photo_of for name in calls}
+        answers: dict[str, list[Found]] = {name: [] for name in calls}
         for warm in (False, True):
             for X in queries.X:
                 for name, call in calls.items():
                     clocks = time.process_time(), time.perf_counter()
-                    found = call(X)
+                    ids, squared = call(X)
                     if warm:
                         times[name]["cpu"].append(time.process_time() - clocks[0])
                         times[name]["wall"].append(time.perf_counter() - clocks[1])
-                        answers[name].append(found)
-        del slow
+                        answers[name].append((to_photos[name](ids), squared))
         exact = self.folder / f"exact_{size}.npz"
         rows = exact_rows(queries, a.exact_rows)
         methods = []
@@ -456,7 +455,9 @@ class Run:
             result |= planted_results(queries, answers[name])
             if exact.exists():
                 with np.load(exact) as stored:
-                    result |= recall_of(call(rows), stream.photo_of(stored["rows"]))
+                    result |= recall_of(
+                        to_photos[name](call(rows)[0]), stream.photo_of(stored["rows"])
+                    )
             if name in peers:
                 result["bytes_per_descriptor"] = peers[name].bytes / stream.n_rows(n_blocks)
                 result["build_s"] = peers[name].build_s
@@ -508,33 +509,40 @@ def _latency_of(times: dict[str, list[float]]) -> dict[str, float]:
     return found
 
 
-def planted_results(queries: Queries, found: list[np.ndarray]) -> dict[str, Any]:
+def planted_results(queries: Queries, found: list[Found]) -> dict[str, Any]:
     """Photos that come first by votes, planted rows that find theirs, votes without an answer."""
-    first, votes_true, votes_none, rows = [], [], [], []
-    for q, photos in enumerate(found):
-        numbers, votes = votes_of(photos)
-        if queries.true[q] < 0:
-            votes_none.append(int(votes[0]) if len(votes) else 0)
-            continue
-        first.append(bool(len(numbers)) and bool(numbers[0] == queries.true[q]))
-        votes_true.append(int(votes[numbers == queries.true[q]].sum()))
-        there = (photos == queries.true[q]).any(1)
-        rows.append(float(there[queries.is_planted[q]].mean()))
     planted = queries.true >= 0
-    kinds = {"real": queries.is_real[planted], "synthetic": ~queries.is_real[planted]}
-    shares = queries.share[planted]
-    for share in np.unique(shares):
-        kinds[f"planted {share:g}"] = shares == share
-    right, recall = np.array(first), np.array(rows)
-    most = max(votes_none, default=0)
+    result: dict[str, Any] = {}
+    columns = {}
+    for name, weighed in (("", False), ("_weighed", True)):
+        first, votes_true, votes_none = [], [], []
+        for true, (photos, squared) in zip(queries.true, found):
+            numbers, votes = votes_of(photos, squared if weighed else None)
+            if true < 0:
+                votes_none.append(float(votes[0]) if len(votes) else 0.0)
+                continue
+            first.append(bool(len(numbers)) and bool(numbers[0] == true))
+            votes_true.append(float(votes[numbers == true].sum()))
+        most = max(votes_none, default=0.0)
+        columns["first" + name] = np.array(first)
+        columns["above_all_without_answer" + name] = np.array(votes_true) > most
+        result["most_votes_without_answer" + name] = most
+    columns["planted_recall"] = np.array(
+        [
+            (photos == true).any(1)[rows].mean()
+            for true, rows, (photos, _) in zip(queries.true, queries.is_planted, found)
+            if true >= 0
+        ]
+    )
+    groups = {"real": queries.is_real[planted], "synthetic": ~queries.is_real[planted]}
+    for share in np.unique(queries.share[planted]):
+        groups[f"planted {share:g}"] = queries.share[planted] == share
     return {
-        "first": float(right.mean()),
-        "planted_recall": float(recall.mean()),
-        "above_all_without_answer": float((np.array(votes_true) > most).mean()),
-        "most_votes_without_answer": most,
+        **{name: float(values.mean()) for name, values in columns.items()},
+        **result,
         "by": {
-            name: {"first": float(right[of].mean()), "planted_recall": float(recall[of].mean())}
-            for name, of in kinds.items()
+            group: {name: float(values[of].mean()) for name, values in columns.items()}
+            for group, of in groups.items()
             if of.any()
         },
     }

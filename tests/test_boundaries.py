@@ -28,6 +28,7 @@ RNG = np.random.default_rng(3)
 X = RNG.normal(size=(30, DIMENSION)).astype(np.float32)
 DATABASE = RNG.normal(size=(50, DIMENSION)).astype(np.float32)
 TREE = QuantizedKDTree(leaf_size=8).fit(DATABASE)
+SOME = TREE.prepare(np.arange(50) % 3 == 0)
 PCA = PcaReduction(3).fit(DATABASE)
 SPLIT = {"n_subquantizers": 1, "bits": 4}
 PQ = OptimizedPQ(**SPLIT).fit(DATABASE)
@@ -42,6 +43,10 @@ def features(descriptors) -> LocalFeatures:
 
 def small_index() -> DelfIndex:
     return DelfIndex(leaf_size=8).fit([features(DATABASE), features(DATABASE[:0])])
+
+
+def filled_index() -> DelfIndex:
+    return DelfIndex(leaf_size=8).fit([features(DATABASE[i::3]) for i in range(3)])
 
 
 def contents(index: DelfIndex) -> list[np.ndarray]:
@@ -104,6 +109,16 @@ ASK = {
     "DelfIndex.query": lambda X: answer(small_index().query(features(X), k=4)),
     "DelfIndex.query, k > n": lambda X: answer(small_index().query(features(X), k=200)),
     "DelfIndex.query_many": lambda X: answer(small_index().query_many([features(X)] * 2)[1]),
+    "QuantizedKDTree.query, filtered": lambda X: list(TREE.query(X, k=5, allowed=SOME)),
+    "DelfIndex.query, filtered": lambda X: answer(
+        small_index().query(features(X), k=4, where={"ids": [0]}, exclude_ids=[1])
+    ),
+    "DelfIndex.query, filtered, k > n": lambda X: answer(
+        filled_index().query(features(X), k=200, where={"ids": [0, 1, 2]}, exclude_ids=[0])
+    ),
+    "DelfIndex.query, nothing allowed": lambda X: answer(
+        small_index().query(features(X), k=4, where={"ids": []})
+    ),
     "DelfIndex.add": added,
     "DelfIndex.update": updated,
 }

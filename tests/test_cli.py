@@ -126,6 +126,22 @@ def test_json_lines_and_nothing_else(capsys, photos, index_folder):
         assert np.allclose(first["affine"], np.eye(2, 3), atol=0.05)
 
 
+def test_filters_say_which_photos_may_answer(capsys, photos, index_folder):
+    query = ("query", index_folder, photos / "photo0.png", "--json")
+
+    def paths(*options):
+        code, out, _ = run(capsys, *query, *options)
+        assert code == 0
+        return [hit["path"] for hit in json.loads(out)["hits"]]
+
+    assert "photo0.png" in paths("--label", "tower", "--label", "bridge")
+    assert paths("--label", "no such") == [] and set(paths("--label", "bridge")) <= {"photo2.png"}
+    assert paths("--near-box=-10,170,10,-170") == []  # no photo has a position
+    only = '{"metadata":{"path":"photo0.png"}}'
+    assert paths("--where", only) == ["photo0.png"] == paths("--where", only, "--label", "tower")
+    assert "photo0.png" in paths("--where", "{}")
+
+
 def test_one_unreadable_query_does_not_stop_the_others(capsys, photos, index_folder):
     queries = [photos / "broken.jpg", photos / "absent.jpg", photos / "photo2.png"]
     code, out, err = run(capsys, "query", index_folder, *queries, "--json")
@@ -324,6 +340,10 @@ def test_weights_lists_what_is_known_and_where(capsys, monkeypatch, tmp_path):
         ("query {index} {photos}/photo0.png --plot {tmp}/x.docx", "must end in"),
         ("query {index} {photos}/photo0.png --box 900,900,950,950", "box must lie in"),
         ("query {index} {photos}/photo0.png --min-inliers 1", "min_inliers"),
+        ('query {index} a.png --where {{"lable":"x"}}', "got 'lable'"),
+        ('query {index} a.png --where {{"label":"x"}} --label y', "both say label"),
+        ("query {index} a.png --near-box 5,0,1,0", "south <= north"),
+        ("query {index} a.png --near-box 5,nan,6,0", "west must be finite"),
         ("index {tmp}/absent {tmp}/i", "does not exist"),
         ("index {photos}/photo0.png {tmp}/i", "is no folder"),
         ("index {tmp} {tmp}/i", "found none"),
@@ -366,6 +386,10 @@ def test_errors_are_one_clear_line(
         "query i p --box 1,2,3",
         "query i p --box 5,0,1,9",
         "query i p --threads 0",
+        "query i p --near-box 1,2,3",
+        "query i p --near-box 1,2,3,x",
+        "query i p --where {",
+        "query i p --where [1]",
         "index p i --scales 1,big",
         "index p i --max-side -3",
         "index p i --progress 0",

@@ -18,6 +18,7 @@ from delfsearch.features import LocalFeatures
 from delfsearch.index.delf_index import DelfIndex
 from delfsearch.search import ImageSearch
 from delfsearch.verification.verifier import Verifier
+from delfsearch.where import Where
 
 # Patches repeat nothing: a right answer has about a hundred inliers, a wrong one far fewer.
 VERIFIER = Verifier(max_error=1.0, min_inliers=20)
@@ -200,6 +201,27 @@ def test_top_and_min_inliers_and_excluded(search, folder):
     for bad in (0, -1):
         with pytest.raises(ValueError, match="top must be at least 1"):
             search.query(folder / name, top=bad)
+
+
+def test_only_photos_that_satisfy_where_answer(folder, tmp_path, monkeypatch):
+    search = new_search().fit(folder, labels={"фото-00.png": "a", "été/фото-01.png": "b"})
+    first, second = names(search)[:2]
+    asked = [folder / first, folder / second]
+    assert [hit.path for hit in search.query(asked[0], where={"metadata": {"path": first}})] == [
+        first
+    ]
+    assert search.query(asked[0], where={"metadata": {"path": second}}) == []
+    everyone = search.query(folder / "фото-00.png", min_inliers=3, top=None)
+    labelled = search.query(
+        folder / "фото-00.png", min_inliers=3, top=None, where=Where(label=["a", "b"])
+    )
+    assert {hit.label for hit in labelled} == {"a", "b"} < {hit.label for hit in everyone}
+    assert search.query(asked[0], where={"label": "no such"}) == []
+    monkeypatch.setattr("delfsearch.search._QUERY_BATCH", 1)
+    found = search.query_many(asked, where={"ids": [0]}, exclude_ids=[None, [0]])
+    assert [[hit.id for hit in hits] for hits in found] == [[0], []]
+    with pytest.raises(ValueError, match="no keys but ids"):
+        search.query_many([], where={"path": first})
 
 
 def test_query_many_gives_the_answers_of_query(search, folder, monkeypatch):

@@ -1,6 +1,7 @@
 #include "delfsearch/aggregate.hpp"
 
 #include "bindings.hpp"
+#include "delfsearch/rematch.hpp"
 
 namespace delfsearch::bindings {
 namespace {
@@ -81,6 +82,25 @@ void bind_aggregate(py::module_& m) {
       py::arg("rows").noconvert(), py::arg("squared_distances").noconvert(),
       py::arg("offsets").noconvert(), py::arg("image_ids").noconvert(),
       py::arg("first").noconvert(), py::arg("max_candidates"), py::arg("weigh_by_distance"));
+  m.def(
+      "rematch",
+      [](const Array<float>& lower, const Array<float>& step, const Array<std::uint8_t>& codes,
+         const Array<float>& queries, const Array<std::int32_t>& query_of, const Rows& begin,
+         const Rows& end, int n_threads) {
+        Rematched found;
+        {
+          py::gil_scoped_release release;
+          const Quantizer quantizer{{lower.data(), lower.data() + lower.size()},
+                                    {step.data(), step.data() + step.size()}};
+          found = rematch(quantizer, view(codes), view(queries), view(query_of), view(begin),
+                          view(end), n_threads);
+        }
+        return py::make_tuple(to_numpy(std::move(found.rows)),
+                              to_numpy(std::move(found.squared_distances)));
+      },
+      py::arg("lower").noconvert(), py::arg("step").noconvert(), py::arg("codes").noconvert(),
+      py::arg("queries").noconvert(), py::arg("query_of").noconvert(),
+      py::arg("begin").noconvert(), py::arg("end").noconvert(), py::arg("n_threads"));
 }
 
 }  // namespace delfsearch::bindings

@@ -3,18 +3,31 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 #include <stdexcept>
 
+#include "delfsearch/cpu.hpp"
 #include "delfsearch/parallel.hpp"
+#include "delfsearch/quantizer.hpp"
+#include "simd/centroid_kernels.hpp"
+#include "simd/kdtree_kernels.hpp"
 
 namespace delfsearch {
+
 namespace {
 
 // Fewer centroids are compared in float32 at once.
 constexpr std::size_t kFewCentroids = 128;
-constexpr std::size_t kLeafSize = 256;
-constexpr std::size_t kTask = 512;  // rows
+constexpr std::size_t kTask = 256;       // rows
+constexpr std::size_t kRows = 16;        // compared at a time
+constexpr std::size_t kBlock = 16;       // centroids, interleaved by 4 dimensions
+constexpr std::size_t kGroupBlocks = 8;  // of which lane by lane the least is kept
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// To the nearest integer, ties to even, of what is small.
+double rounded(double value) {
+  constexpr double kShift = 6755399441055744.0;  // 1.5 * 2^52
+  return value + kShift - kShift;
+}
 
 struct Candidate {
   float distance;
@@ -24,45 +37,147 @@ struct Candidate {
   }
 };
 
+float smallest(const float* values, std::size_t n) {
+  float low[kBlock];
+  centroids::kernels().least_of_lanes(values, 1, n / kBlock, low);
+  return *std::min_element(low, low + kBlock);
+}
+
 }  // namespace
+
+struct CoarseSearch::Scratch {
+  std::vector<float> distances, values, least;
+  std::vector<std::int8_t> words;
+  std::vector<kdtree::Query> queries;
+  std::vector<float> kept;
+  std::vector<std::uint32_t> places;
+  std::vector<Candidate> candidates;
+};
 
 CoarseSearch::CoarseSearch(Span<const float> centroids, std::size_t d)
     : d_(d), values_(centroids.begin(), centroids.end()), exact_(centroids, d) {
-  if (size() < kFewCentroids) return;
-  quantizer_ = fit_quantizer(values_, d, 1.0);
-  const std::vector<std::uint8_t> codes = quantize(quantizer_, values_);
-  const std::vector<float> decoded = decode(quantizer_, codes);
+  // Without vectors of integers float32 is faster.
+  if (size() < kFewCentroids || simd() == Simd::kScalar) return;
+  const Quantizer quantizer = fit_quantizer(values_, d, 1.0);
+  const std::vector<std::uint8_t> codes = quantize(quantizer, values_);
+  lower_.assign(quantizer.lower.begin(), quantizer.lower.end());
+  step_.assign(quantizer.step.begin(), quantizer.step.end());
+  const std::size_t in_group = kBlock * kGroupBlocks, d4 = (d + 3) / 4;
+  n_groups_ = (size() + in_group - 1) / in_group;
+  codes_.assign(n_groups_ * in_group * d4 * 4, 0);
+  norms_.assign(n_groups_ * in_group, kInfinity);  // nothing is nearest to what fills up
   for (std::size_t c = 0; c < size(); ++c) {
-    double sum = 0.0;
+    double error = 0.0, norm = 0.0, length = 0.0;
     for (std::size_t i = 0; i < d; ++i) {
-      const double difference =
-          static_cast<double>(values_[c * d + i]) - static_cast<double>(decoded[c * d + i]);
-      sum += difference * difference;
+      const int code = codes[c * d + i];
+      codes_[((c / kBlock * d4 + i / 4) * kBlock + c % kBlock) * 4 + i % 4] =
+          static_cast<std::uint8_t>(code);
+      const double off = lower_[i] + step_[i] * code - static_cast<double>(values_[c * d + i]);
+      error += off * off;
+      norm += step_[i] * (code - 128) * (step_[i] * (code - 128));
+      length += static_cast<double>((code - 128) * (code - 128));
     }
-    largest_error_ = std::max(largest_error_, std::sqrt(sum));
+    norms_[c] = static_cast<float>(norm);
+    largest_error_ = std::max(largest_error_, std::sqrt(error));
+    largest_code_ = std::max(largest_code_, std::sqrt(length));
   }
-  // Every leaf is visited: how the tree is cut does not matter.
-  tree_ = build_kdtree(codes, quantizer_, kLeafSize, Splits::kAxis, 0, 1);
-  view_.n = size();
-  view_.leaf_size = kLeafSize;
-  view_.lower = quantizer_.lower;
-  view_.step = quantizer_.step;
-  view_.codes = tree_.codes;
-  view_.norms = tree_.norms;
-  view_.ids = tree_.ids;
-  view_.leaf_codes = tree_.leaf_codes;
-  view_.leaf_norms = tree_.leaf_norms;
 }
 
-void CoarseSearch::nearest_of_all(const float* x, std::size_t n_nearest,
-                                  std::vector<float>& distances, std::uint32_t* numbers) const {
-  distances.resize(exact_.padded_size());
-  exact_.squared_distances(x, distances.data());
-  std::vector<Candidate> all(size());
-  for (std::size_t c = 0; c < size(); ++c) all[c] = {distances[c], static_cast<std::uint32_t>(c)};
+float CoarseSearch::squared_distance(const float* x, std::size_t centroid) const {
+  const float* c = values_.data() + centroid * d_;
+  float sum = 0.0f;
+  for (std::size_t j = 0; j < d_; ++j) {
+    const float difference = x[j] - c[j];
+    sum = sum + difference * difference;
+  }
+  return sum;
+}
+
+void CoarseSearch::nearest_of_all(const float* x, std::size_t n_nearest, Scratch& scratch,
+                                  std::uint32_t* numbers) const {
+  scratch.distances.resize(exact_.padded_size());
+  exact_.squared_distances(x, scratch.distances.data());
+  auto& all = scratch.candidates;
+  all.resize(size());
+  for (std::size_t c = 0; c < size(); ++c)
+    all[c] = {scratch.distances[c], static_cast<std::uint32_t>(c)};
   const auto end = all.begin() + static_cast<std::ptrdiff_t>(n_nearest);
   std::partial_sort(all.begin(), end, all.end());
   for (std::size_t i = 0; i < n_nearest; ++i) numbers[i] = all[i].number;
+}
+
+void CoarseSearch::nearest_rows(const float* x, std::size_t n_rows, std::size_t n_nearest,
+                                Scratch& scratch, std::uint32_t* numbers) const {
+  const std::size_t d4 = (d_ + 3) / 4, n_least = n_groups_ * kBlock;
+  const std::size_t stride = n_least * kGroupBlocks;
+  scratch.values.resize(kRows * stride);
+  scratch.least.resize(n_least + 16);
+  scratch.kept.resize(n_least + 16);
+  scratch.places.resize(n_least + 16);
+  scratch.words.assign(kRows * d4 * 4, 0);
+  scratch.queries.assign(n_rows, {});
+  double constant[kRows] = {}, slack[kRows] = {};
+  for (std::size_t r = 0; r < n_rows; ++r) {
+    // D = |row|^2 + norm - 2 unit sum word (code - 128), off by 2 unit (row - word) (code - 128).
+    double largest = 0.0, squares = 0.0, off = 0.0, sum = 0.0;
+    for (std::size_t i = 0; i < d_; ++i) {
+      const double from = static_cast<double>(x[r * d_ + i]) - (lower_[i] + 128.0 * step_[i]);
+      largest = std::max(largest, std::abs(from * step_[i]));
+      squares += from * from;
+    }
+    const double unit = std::max(largest / 127.0, 1e-300);
+    for (std::size_t i = 0; i < d_; ++i) {
+      const double from = static_cast<double>(x[r * d_ + i]) - (lower_[i] + 128.0 * step_[i]);
+      const double exactly = from * step_[i] / unit, word = rounded(exactly);
+      scratch.words[r * d4 * 4 + i] = static_cast<std::int8_t>(word);
+      off += (exactly - word) * (exactly - word);
+      sum += word;
+    }
+    kdtree::Query& query = scratch.queries[r];
+    query.high = scratch.words.data() + r * d4 * 4;
+    query.high_offset = static_cast<std::int32_t>(128.0 * sum);
+    query.rank_scale = static_cast<float>(2.0 * unit);
+    constant[r] = squares;
+    // And float32's rounding: of sums up to 255 * 127 d, and of norms.
+    slack[r] = 2.0 * unit * (std::sqrt(off) * largest_code_ + 0.01 * static_cast<double>(d_)) +
+               1e-5 * squares;
+  }
+  kdtree::kernels().rank(codes_.data(), norms_.data(), stride / kBlock, d4, scratch.queries.data(),
+                         n_rows, scratch.values.data(), stride);
+  auto& candidates = scratch.candidates;
+  auto& places = scratch.places;
+  for (std::size_t r = 0; r < n_rows; ++r) {
+    const float* row = x + r * d_;
+    float* least = scratch.least.data();
+    const float* values = scratch.values.data() + r * stride;
+    centroids::kernels().least_of_lanes(values, n_groups_, kGroupBlocks, least);
+    // At least n_nearest centroids are within this; the farthest of them, exactly, sets the reach.
+    const float first =
+        n_nearest == 1 ? smallest(least, n_least)
+                       : kdtree::kernels().kth_smallest(least, n_least, n_nearest, n_nearest / 2);
+    candidates.clear();
+    const auto gather = [&](float from, float to) {
+      const std::size_t n =
+          kdtree::kernels().keep(least, nullptr, n_least, to, scratch.kept.data(), places.data());
+      for (std::size_t i = 0; i < n; ++i)
+        for (std::size_t b = 0; b < kGroupBlocks; ++b) {
+          const std::size_t block = places[i] / kBlock * kGroupBlocks + b;
+          const std::size_t c = block * kBlock + places[i] % kBlock;
+          if (values[c] > from && values[c] <= to)
+            candidates.push_back({squared_distance(row, c), static_cast<std::uint32_t>(c)});
+        }
+    };
+    gather(-kInfinity, first);
+    const auto nth = candidates.begin() + static_cast<std::ptrdiff_t>(n_nearest - 1);
+    std::nth_element(candidates.begin(), nth, candidates.end());
+    const double reach = std::sqrt(static_cast<double>(nth->distance)) + largest_error_;
+    const double limit = reach * reach * (1.0 + 1e-5) + slack[r] - constant[r];
+    const float to = static_cast<float>(limit + std::abs(limit) * 1e-6);
+    if (to > first) gather(first, to);
+    const auto end = candidates.begin() + static_cast<std::ptrdiff_t>(n_nearest);
+    std::partial_sort(candidates.begin(), end, candidates.end());
+    for (std::size_t i = 0; i < n_nearest; ++i) numbers[r * n_nearest + i] = candidates[i].number;
+  }
 }
 
 std::vector<std::uint32_t> CoarseSearch::nearest(Span<const float> X, std::size_t n_nearest,
@@ -72,53 +187,19 @@ std::vector<std::uint32_t> CoarseSearch::nearest(Span<const float> X, std::size_
     throw std::invalid_argument("n_nearest must be 1 to the number of centroids");
   const std::size_t m = X.size() / d_;
   std::vector<std::uint32_t> numbers(m * n_nearest);
-  const std::size_t n_candidates = n_nearest + std::max<std::size_t>(7, n_nearest);
-  const bool by_bytes = size() >= kFewCentroids && n_candidates < size() / 4;
+  // Where most are wanted, there is nothing to leave out.
+  const bool by_bytes = n_groups_ > 0 && n_nearest <= n_groups_;
   parallel_for((m + kTask - 1) / kTask, n_threads, [&](std::size_t task, int) {
-    const std::size_t begin = task * kTask, end = std::min(m, begin + kTask);
-    std::vector<float> distances;
-    if (!by_bytes) {
-      for (std::size_t i = begin; i < end; ++i)
-        nearest_of_all(X.data() + i * d_, n_nearest, distances, numbers.data() + i * n_nearest);
-      return;
-    }
-    const Neighbours found =
-        search_kdtree(view_, Span<const float>(X.data() + begin * d_, (end - begin) * d_),
-                      n_candidates, view_.n_leaves(), 1);
-    std::vector<Candidate> candidates(n_candidates);
-    for (std::size_t i = begin; i < end; ++i) {
+    const std::size_t end = std::min(m, (task + 1) * kTask);
+    Scratch scratch;
+    for (std::size_t i = task * kTask; i < end;) {
+      const std::size_t n = by_bytes ? std::min(end - i, kRows) : 1;
       const float* x = X.data() + i * d_;
-      const std::size_t at = (i - begin) * n_candidates;
-      double largest = 0.0, total = 0.0;  // of v in kdtree.hpp
-      for (std::size_t j = 0; j < d_; ++j) {
-        const double step = static_cast<double>(quantizer_.step[j]);
-        const double middle = static_cast<double>(quantizer_.lower[j]) + 128.0 * step;
-        const double v = std::abs((static_cast<double>(x[j]) - middle) * step);
-        largest = std::max(largest, v);
-        total += v;
-      }
-      for (std::size_t c = 0; c < n_candidates; ++c) {
-        const auto number = static_cast<std::uint32_t>(found.ids[at + c]);
-        const float* centroid = values_.data() + number * d_;
-        float sum = 0.0f;
-        for (std::size_t j = 0; j < d_; ++j) {
-          const float difference = x[j] - centroid[j];
-          sum = sum + difference * difference;
-        }
-        candidates[c] = {sum, number};
-      }
-      std::sort(candidates.begin(), candidates.end());
-      // What the rounding of v can change, and float32 sums.
-      const double unit = std::max(largest / 32512.0, total / 8388608.0);
-      const double last = static_cast<double>(found.squared_distances[at + n_candidates - 1]);
-      const double reach = static_cast<double>(candidates[n_nearest - 1].distance);
-      const double slack = unit * 128.0 * static_cast<double>(d_) + 1e-5 * (last + reach);
-      const double least = std::sqrt(std::max(0.0, last - slack)) - largest_error_;
-      if (least > 0.0 && least * least > reach + slack)
-        for (std::size_t p = 0; p < n_nearest; ++p)
-          numbers[i * n_nearest + p] = candidates[p].number;
+      if (by_bytes)
+        nearest_rows(x, n, n_nearest, scratch, numbers.data() + i * n_nearest);
       else
-        nearest_of_all(x, n_nearest, distances, numbers.data() + i * n_nearest);
+        nearest_of_all(x, n_nearest, scratch, numbers.data() + i * n_nearest);
+      i += n;
     }
   });
   return numbers;

@@ -118,6 +118,7 @@ class Scan {
 
   // Scans a list for up to kTogether queries.
   void list(std::size_t list, const float* const* queries, Best* const* best, std::size_t n) {
+    if (!any_allowed(file_.first_block[list], file_.first_block[list + 1])) return;
     std::size_t n_visits = 0;
     for (std::size_t q = 0; q < n; ++q) {
       Visit& visit = visits_[n_visits];
@@ -158,6 +159,7 @@ class Scan {
   std::size_t last_block_ = 0;
   std::uint64_t tail_ = 0;  // codes of the last block
   std::vector<float> bounds_;
+  std::vector<char> open_;  // leaves with anything allowed
   std::vector<std::uint32_t> order_;
   float distances_[kCodeBlock];
 
@@ -165,7 +167,16 @@ class Scan {
     return file_.blocks.data() + number * code_.block_bytes();
   }
 
-  void exact(std::size_t number, Visit& visit) {
+  bool any_allowed(std::size_t begin, std::size_t end) const {
+    if (options_.allowed.empty()) return true;
+    std::uint64_t any = 0;
+    for (std::size_t b = begin; b < end; ++b) any |= options_.allowed[b];
+    return any != 0;
+  }
+
+  // codes: those that matter, one bit each.
+  void exact(std::size_t number, Visit& visit, std::uint64_t codes = ~std::uint64_t{0}) {
+    if (!options_.allowed.empty() && (options_.allowed[number] & codes) == 0) return;
     std::uint64_t within = kernels_.distances(code_, block(number), visit.table.data(),
                                               visit.best->limit(), distances_);
     if (number == last_block_) within &= tail_;
@@ -202,7 +213,7 @@ class Scan {
       const std::size_t n_passed =
           kernels_.may_pass(code_, block(from), to - from, tables, n_filtered, passed_.data());
       for (std::size_t i = 0; i < n_passed; ++i)
-        exact(from + passed_[i].block, *filtered[passed_[i].query]);
+        exact(from + passed_[i].block, *filtered[passed_[i].query], passed_[i].codes);
     }
   }
 
@@ -227,10 +238,16 @@ class Scan {
     const std::size_t first = file_.first_leaf[list], n = file_.first_leaf[list + 1] - first;
     const std::size_t most = options_.max_leaves == 0 ? n : std::min(n, options_.max_leaves);
     bounds_.resize(n_visits * n);
+    open_.resize(n);
+    for (std::size_t leaf = 0; leaf < n; ++leaf) {
+      const std::size_t from = begin + leaf * file_.leaf_blocks;
+      open_[leaf] = any_allowed(from, std::min(end, from + file_.leaf_blocks));
+    }
     std::vector<float> limits(n_visits), by_leaf(n, kInfinity);
     for (std::size_t v = 0; v < n_visits; ++v) {
       float* bounds = bounds_.data() + v * n;
-      for (std::size_t leaf = 0; leaf < n; ++leaf) bounds[leaf] = bound(first + leaf, visits_[v]);
+      for (std::size_t leaf = 0; leaf < n; ++leaf)
+        bounds[leaf] = open_[leaf] ? bound(first + leaf, visits_[v]) : kInfinity;
       // The bound of the last leaf that this query may visit; ties are visited too.
       std::vector<float> sorted(bounds, bounds + n);
       std::nth_element(sorted.begin(), sorted.begin() + static_cast<std::ptrdiff_t>(most - 1),
@@ -296,6 +313,8 @@ CodeNeighbours scan_lists(const InvertedFileView& file, Span<const float> querie
   const std::size_t n_probe = probes.size() / m;
   for (const std::uint32_t list : probes)
     if (list >= file.n_lists()) throw std::invalid_argument("a probe is out of range");
+  if (!options.allowed.empty() && options.allowed.size() != file.first_block[file.n_lists()])
+    throw std::invalid_argument("allowed must have a bit for each place");
 
   // Threads take runs of queries, of those that begin in the same lists next to each other.
   const std::size_t threads = static_cast<std::size_t>(resolve_threads(options.n_threads));

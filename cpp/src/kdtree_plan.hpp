@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -34,13 +35,18 @@ struct Plan {
         d(view.dimension()),
         d4(padded_dimension(view.dimension()) / 4),
         k(std::min(k_, view.n)),
-        max_leaves(std::min(max_leaves_, view.n_leaves())),
+        max_leaves(0),
         n_leaves(view.n_leaves()),
         leaf_blocks(padded_rows(n_leaves) / kKdTreeBlock),
         capacity(k + std::max(k, kPendingSlack) + kGroupRows),
-        exhaustive(max_leaves == n_leaves),
+        exhaustive(false),
         middle(d),
         inverse_step(d) {
+    // Leaves that hold nothing to be found are not visited, unless everything is.
+    std::size_t open = 0;
+    for (std::size_t leaf = 0; leaf < n_leaves; ++leaf) open += is_open(leaf) ? 1 : 0;
+    max_leaves = std::min(max_leaves_, open);
+    exhaustive = max_leaves == open && 2 * open >= n_leaves;
     first_leaves = std::min(max_leaves, (k + kFirstLooks + view.leaf_size - 1) / view.leaf_size);
     leaves_ranked = exhaustive ? first_leaves : max_leaves;
     for (std::size_t i = 0; i < d; ++i) {
@@ -53,10 +59,16 @@ struct Plan {
     std::size_t counted = 0;
     const std::size_t stride = std::max<std::size_t>(1, n_leaves / 64);
     for (std::size_t leaf = 0; leaf < n_leaves; leaf += stride) {
+      if (!is_open(leaf)) continue;
       typical_norm += static_cast<double>(view.leaf_norms[leaf]);
       ++counted;
     }
-    typical_norm = std::max(typical_norm / static_cast<double>(counted), largest_norm * 1e-6);
+    typical_norm = counted == 0 ? largest_norm : typical_norm / static_cast<double>(counted);
+    typical_norm = std::max(typical_norm, largest_norm * 1e-6);
+  }
+
+  bool is_open(std::size_t leaf) const {
+    return tree.leaf_norms[leaf] <= std::numeric_limits<float>::max();
   }
 };
 

@@ -487,6 +487,12 @@ Neighbours search_kdtree(const KdTreeView& tree, Span<const float> queries, std:
   if (m == 0) return result;
 
   const Plan plan(tree, k, max_leaves);
+  if (plan.max_leaves == 0) {  // no leaf holds anything that may be found
+    std::fill(result.squared_distances.begin(), result.squared_distances.end(),
+              std::numeric_limits<float>::infinity());
+    std::fill(result.ids.begin(), result.ids.end(), -1);
+    return result;
+  }
   const auto threads = static_cast<std::size_t>(resolve_threads(n_threads));
   std::size_t batch = std::min(kMaxBatch, (m + threads - 1) / threads);
   if (!plan.exhaustive) {

@@ -345,6 +345,38 @@ void few_leaves_are_the_nearest() {
   CHECK(before == 1.0);
 }
 
+// A leaf without anything allowed takes no place among max_leaves.
+void only_leaves_with_something_allowed_count() {
+  const std::size_t d = 8, n = 6000;
+  const auto X = gaussian(n * d, 12), queries = gaussian(40 * d, 13);
+  const Built built = build(X, d, 1, {4, 5}, LopqOptions::Rotation::kLocal, 1);
+  const std::size_t n_places = built.filled.order.size();
+  std::vector<std::uint64_t> allowed(n_places / 64);
+  for (const std::size_t place : {std::size_t{5}, n_places / 2}) allowed[place / 64] |= 1;
+  const std::vector<std::uint32_t> probes(40, 0);
+  ScanOptions options;
+  options.k = 3;
+  options.allowed = allowed;
+  for (const std::size_t leaves : {1, 2, 1000}) {
+    options.max_leaves = leaves;
+    const auto found = scan_lists(built.view(), queries, probes, options);
+    for (std::size_t q = 0; q < 40; ++q) {
+      CHECK(found.places[q * 3] >= 0);
+      CHECK((found.places[q * 3 + 1] >= 0) == (leaves > 1));
+      CHECK(found.places[q * 3 + 2] == -1);
+    }
+  }
+  allowed.pop_back();
+  options.allowed = allowed;
+  bool refused = false;
+  try {
+    scan_lists(built.view(), queries, probes, options);
+  } catch (const std::invalid_argument&) {
+    refused = true;
+  }
+  CHECK(refused);
+}
+
 }  // namespace
 
 int main() {
@@ -357,5 +389,6 @@ int main() {
   what_is_no_code_is_refused();
   what_is_not_allowed_is_not_found();
   few_leaves_are_the_nearest();
+  only_leaves_with_something_allowed_count();
   return delfsearch_test::report("test_codes");
 }

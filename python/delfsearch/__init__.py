@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from delfsearch.matches import Hit, Matches
     from delfsearch.search import ImageSearch
     from delfsearch.verification.verifier import Verifier
+    from delfsearch.where import Where
 
 _HOME = {
     "DelfExtractor": "delfsearch.extraction.extractor",
@@ -46,6 +47,7 @@ _HOME = {
     "QuantizedKDTree": "delfsearch.index.quantized_kdtree",
     "Verifier": "delfsearch.verification.verifier",
     "WeightsError": "delfsearch.errors",
+    "Where": "delfsearch.where",
 }
 
 __all__ = [
@@ -64,6 +66,7 @@ __all__ = [
     "QuantizedKDTree",
     "Verifier",
     "WeightsError",
+    "Where",
     "__version__",
 ]
 

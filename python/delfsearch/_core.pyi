@@ -37,6 +37,16 @@ def group_by_photo(
     NDArray[np.int64],
     NDArray[np.float32],
 ]: ...
+def rematch(
+    lower: NDArray[np.float32],
+    step: NDArray[np.float32],
+    codes: NDArray[np.uint8],
+    queries: NDArray[np.float32],
+    query_of: NDArray[np.int32],
+    begin: NDArray[np.int64],
+    end: NDArray[np.int64],
+    n_threads: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]: ...
 def non_maximum_suppression(
     boxes: NDArray[np.float32],
     scores: NDArray[np.float32],
@@ -133,6 +143,13 @@ class PackedIdsView:
         self, sequences: NDArray[np.uint64], numbers: NDArray[np.uint64]
     ) -> NDArray[np.uint32]: ...
     def get_range(self, begin: int, end: int, n_threads: int) -> NDArray[np.uint32]: ...
+    def select(
+        self,
+        wanted: NDArray[np.uint8],
+        places: NDArray[np.uint64],
+        n_words: int,
+        n_threads: int,
+    ) -> NDArray[np.uint64]: ...
 
 def kmeans(
     X: NDArray[np.float32],

@@ -36,6 +36,7 @@ from delfsearch.storage.photo_files import (
     printable,
 )
 from delfsearch.verification.verifier import Verifier
+from delfsearch.where import Where
 
 if TYPE_CHECKING:
     from delfsearch.extraction.extractor import DelfExtractor
@@ -177,6 +178,7 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
         top: int | None = 10,
         min_inliers: int | None = None,
         exclude_ids: Iterable[int] | None = None,
+        where: Where | Mapping[str, Any] | None = None,
     ) -> list[Hit]:
         """Find the indexed photos that show what a photo shows; an empty list means no match.
 
@@ -184,7 +186,8 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
         box : (x0, y0, x1, y1) in pixels of the upright photo: only that part is asked for. Hits are
             in pixels of the whole photo all the same.
         top : at most this many hits, None for all. min_inliers : None means the verifier's.
-        exclude_ids : photos that must not answer.
+        exclude_ids : photos that must not answer. where : those that may, see Where; a mapping
+            stands for Where(**mapping).
         Returns hits sorted by score with path and label. Raises PhotoError where the photo cannot
         be read, ValueError where the index is empty or the box lies outside the photo.
         Source: Sec. 5.2; Sec. 4.1 for the box (crop, then extract).
@@ -195,6 +198,7 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
             top=top,
             min_inliers=min_inliers,
             exclude_ids=None if exclude_ids is None else [exclude_ids],
+            where=where,
         )[0]
 
     def query_many(
@@ -205,12 +209,14 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
         top: int | None = 10,
         min_inliers: int | None = None,
         exclude_ids: Sequence[Iterable[int] | None] | None = None,
+        where: Where | Mapping[str, Any] | None = None,
     ) -> list[list[Hit]]:
         """Answer several photos, some at a time; each answer is that of `query`.
 
-        boxes, exclude_ids : one entry for each photo, or None.
+        boxes, exclude_ids : one entry for each photo, or None. where : for all of them.
         """
         self._check_fitted()
+        where = Where.of(where)
         _refuse_one(photos)
         photos = list(photos)
         if top is not None:
@@ -226,7 +232,7 @@ class ImageSearch(BaseEstimator):  # type: ignore[misc]
         for start in range(0, len(photos), _QUERY_BATCH):
             part = slice(start, start + _QUERY_BATCH)
             features = self._extract(photos[part], boxes[part])
-            matches = self.index_.query_many(features, exclude_ids=excluded[part])
+            matches = self.index_.query_many(features, exclude_ids=excluded[part], where=where)
             for hits in self.verifier_.verify_many(matches, min_inliers=min_inliers):
                 answers.append([*islice(self._with_paths(hits), top)])
         return answers

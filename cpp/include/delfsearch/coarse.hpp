@@ -1,12 +1,11 @@
 // The nearest of many centroids, exactly, by way of 8 bits: the cells of an inverted file.
 //
-// All centroids are compared in 8 bits a dimension (kdtree.hpp, every leaf visited); the best few
-// of these are compared in float32. With e the largest distance of a centroid to what its 8 bits
-// stand for, a centroid left out at distance D lies no nearer than D - e: where that does not
-// exclude it, the row is compared with all centroids in float32. So the result is that of comparing
-// all in float32, sums of squared differences in the order of dimensions, ties to the lower number:
-// the same bits on every instruction set. Cost of a row: k d products of 8 bits, a third of the
-// time of float32.
+// All centroids are compared in 8 bits first (the kernels of kdtree.hpp), the row in 8 bits of its
+// own unit, the centroids in 8 bits a dimension. What either can be off is known: a
+// centroid lies within e of what its 8 bits stand for, and the row's rounding is off by a vector
+// whose length is known. Those that may be among the nearest are then compared in float32, sums of
+// squared differences in the order of dimensions, ties to the lower number. So the result is that
+// of comparing all in float32, the same bits on every instruction set. Cost of a row: k d products.
 #pragma once
 
 #include <cstddef>
@@ -14,8 +13,6 @@
 #include <vector>
 
 #include "delfsearch/centroids.hpp"
-#include "delfsearch/kdtree.hpp"
-#include "delfsearch/quantizer.hpp"
 #include "delfsearch/span.hpp"
 
 namespace delfsearch {
@@ -24,8 +21,6 @@ class CoarseSearch {
  public:
   // centroids (k, d) row-major, k, d >= 1, at most Quantizer::kMaxMagnitude. Copied.
   CoarseSearch(Span<const float> centroids, std::size_t d);
-  CoarseSearch(const CoarseSearch&) = delete;  // the view is into the object
-  CoarseSearch& operator=(const CoarseSearch&) = delete;
 
   std::size_t size() const { return exact_.size(); }
   std::size_t dimension() const { return d_; }
@@ -35,16 +30,23 @@ class CoarseSearch {
                                      int n_threads) const;
 
  private:
+  struct Scratch;
+
   std::size_t d_;
   std::vector<float> values_;
   CentroidSet exact_;
-  Quantizer quantizer_;
-  KdTreeArrays tree_;
-  KdTreeView view_;
-  double largest_error_ = 0.0;  // distance, not squared
+  std::size_t n_groups_ = 0;          // 0: everything in float32
+  std::vector<std::uint8_t> codes_;   // blocks of 16, interleaved by 4 dimensions
+  std::vector<float> norms_;          // seen from the middle of the range
+  std::vector<double> lower_, step_;  // of each dimension
+  double largest_error_ = 0.0;        // distance of a centroid to what its codes stand for
+  double largest_code_ = 0.0;         // length of codes - 128
 
-  void nearest_of_all(const float* x, std::size_t n_nearest, std::vector<float>& distances,
+  void nearest_of_all(const float* x, std::size_t n_nearest, Scratch& scratch,
                       std::uint32_t* numbers) const;
+  void nearest_rows(const float* x, std::size_t n_rows, std::size_t n_nearest, Scratch& scratch,
+                    std::uint32_t* numbers) const;
+  float squared_distance(const float* x, std::size_t centroid) const;
 };
 
 }  // namespace delfsearch

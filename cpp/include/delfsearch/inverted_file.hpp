@@ -69,7 +69,7 @@ struct CodeNeighbours {
 struct ScanOptions {
   std::size_t k = 64;
   std::size_t max_leaves = 0;  // visited of a list for a query; 0: all
-  // One bit a place; others are never returned. Empty: all.
+  // One bit a place; others are never returned, and leaves without any are not visited. Empty: all.
   Span<const std::uint64_t> allowed;
   int n_threads = 1;
 };

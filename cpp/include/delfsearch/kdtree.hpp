@@ -7,7 +7,8 @@
 // zeros to a multiple of 4, rows to a multiple of 16 with norm +inf. Beside the codes a row has one
 // float, the squared norm of its decoded vector seen from the middle of the quantizer's range
 // (+inf: removed, never returned), and its id, the number of the row given to build_kdtree, in
-// 3 bytes (4 above 2^24 rows). A leaf has the rounded mean of its codes, laid out like rows.
+// 3 bytes (4 above 2^24 rows). A leaf has the rounded mean of its codes, laid out like rows; a
+// search may be given other norms, +inf for rows and leaves that it is to pass over.
 //
 // Arithmetic. The distance of a query q to a row of codes c is defined as
 //   mid_i = lower_i + 128 step_i,  r_i = q_i - mid_i,  v_i = r_i step_i          (double)

@@ -51,6 +51,10 @@ struct Kernels {
 
   // The nearest centroid of each part, ties to the lower number.
   void (*part_nearest)(const Codebook& codebook, const float* x, std::uint8_t* numbers);
+
+  // least[16 g + lane] of each lane of group g, which has group_size times 16 values.
+  void (*least_of_lanes)(const float* values, std::size_t n_groups, std::size_t group_size,
+                         float* least);
 };
 
 const Kernels& kernels();  // those of this processor, or of DELFSEARCH_SIMD

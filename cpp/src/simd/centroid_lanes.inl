@@ -156,3 +156,17 @@ DELFSEARCH_TARGET void part_nearest(const Codebook& codebook, const float* x,
     numbers[p] = static_cast<std::uint8_t>(least_lane(best, at).number);
   }
 }
+
+DELFSEARCH_TARGET void least_of_lanes(const float* values, std::size_t n_groups,
+                                      std::size_t group_size, float* least) {
+  for (std::size_t group = 0; group < n_groups; ++group, values += 16 * group_size, least += 16) {
+    F low[kSixteen];
+    for (int v = 0; v < kSixteen; ++v) low[v] = load(values + v * kLanes);
+    for (std::size_t i = 1; i < group_size; ++i)
+      for (int v = 0; v < kSixteen; ++v) {
+        const F value = load(values + 16 * i + static_cast<std::size_t>(v) * kLanes);
+        low[v] = choose(below(value, low[v]), value, low[v]);
+      }
+    for (int v = 0; v < kSixteen; ++v) store(least + v * kLanes, low[v]);
+  }
+}

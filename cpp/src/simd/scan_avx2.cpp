@@ -79,10 +79,14 @@ DELFSEARCH_TARGET std::size_t may_pass_of(std::size_t n_parts, const std::uint8_
     }
     for (int q = 0; q < kTables; ++q) {
       const __m256i limit = _mm256_set1_epi8(static_cast<char>(tables[q].limit));
-      const __m256i least = _mm256_min_epu8(sums[q][0], sums[q][1]);
-      const __m256i within = _mm256_cmpeq_epi8(_mm256_min_epu8(least, limit), least);
-      *out = {static_cast<std::uint32_t>(b), static_cast<std::uint32_t>(q)};
-      out += _mm256_movemask_epi8(within) != 0;
+      std::uint64_t within = 0;
+      for (int half = 0; half < 2; ++half) {
+        const __m256i least = _mm256_min_epu8(sums[q][half], limit);
+        const int mask = _mm256_movemask_epi8(_mm256_cmpeq_epi8(least, sums[q][half]));
+        within |= static_cast<std::uint64_t>(static_cast<unsigned>(mask)) << 32 * half;
+      }
+      *out = {static_cast<std::uint32_t>(b), static_cast<std::uint32_t>(q), within};
+      out += within != 0;
     }
   }
   return static_cast<std::size_t>(out - begin);

@@ -90,8 +90,9 @@ DELFSEARCH_TARGET std::size_t may_pass_of(std::size_t n_parts, const std::uint8_
         sums[q] = _mm512_adds_epu8(sums[q], look_up<kBits>(entries[q] + p * kEntries, numbers));
     }
     for (int q = 0; q < kTables; ++q) {
-      *out = {static_cast<std::uint32_t>(b), static_cast<std::uint32_t>(q)};
-      out += _mm512_cmple_epu8_mask(sums[q], limits[q]) != 0;
+      const std::uint64_t within = _mm512_cmple_epu8_mask(sums[q], limits[q]);
+      *out = {static_cast<std::uint32_t>(b), static_cast<std::uint32_t>(q), within};
+      out += within != 0;
     }
   }
   return static_cast<std::size_t>(out - begin);

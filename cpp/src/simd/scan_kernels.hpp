@@ -27,6 +27,7 @@ struct ByteTable {
 struct Passed {
   std::uint32_t block;
   std::uint32_t query;  // place in tables
+  std::uint64_t codes;  // those within the limit, one bit each
 };
 
 struct Kernels {

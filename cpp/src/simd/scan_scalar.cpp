@@ -11,18 +11,19 @@ std::size_t may_pass(const ProductCode& code, const std::uint8_t* blocks, std::s
   std::vector<std::uint8_t> numbers(code.n_parts);
   Passed* const begin = out;
   for (std::size_t b = 0; b < n_blocks; ++b) {
-    bool passes[kTogether] = {};
+    std::uint64_t passes[kTogether] = {};
     for (std::size_t place = 0; place < kCodeBlock; ++place) {
       get_code(code, blocks + b * code.block_bytes(), place, numbers.data());
       for (std::size_t q = 0; q < n_tables; ++q) {
         unsigned sum = 0;
         for (std::size_t part = 0; part < code.n_parts; ++part)
           sum += tables[q].entries[part * code.n_centroids() + numbers[part]];
-        passes[q] = passes[q] || std::min(sum, 255u) <= tables[q].limit;
+        passes[q] |= std::uint64_t{std::min(sum, 255u) <= tables[q].limit} << place;
       }
     }
     for (std::size_t q = 0; q < n_tables; ++q)
-      if (passes[q]) *out++ = {static_cast<std::uint32_t>(b), static_cast<std::uint32_t>(q)};
+      if (passes[q] != 0)
+        *out++ = {static_cast<std::uint32_t>(b), static_cast<std::uint32_t>(q), passes[q]};
   }
   return static_cast<std::size_t>(out - begin);
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 import warnings
@@ -169,6 +170,28 @@ def box(text: str) -> tuple[float, float, float, float]:
     if not (x0 < x1 and y0 < y1):
         raise argparse.ArgumentTypeError(f"want x0 < x1 and y0 < y1; got {text!r}")
     return x0, y0, x1, y1
+
+
+def bounds(text: str) -> tuple[float, ...]:
+    """Parse south,west,north,east; Where says what they may be."""
+    try:
+        south, west, north, east = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"want south,west,north,east in degrees; got {text!r}"
+        ) from None
+    return south, west, north, east
+
+
+def conditions(text: str) -> dict[str, Any]:
+    """Parse a JSON object; Where says what it may hold."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"want JSON; got {text!r} ({error})") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'want an object, {{"label": ...}}; got {text!r}')
+    return value
 
 
 def existing_folder(text: str) -> Path:

@@ -11,8 +11,10 @@ from delfsearch.cli.common import (
     EXIT_OK,
     CommandError,
     add_machine_options,
+    bounds,
     box,
     check_plot_target,
+    conditions,
     load_search,
     positive,
     save_figure,
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from delfsearch.matches import Hit
     from delfsearch.search import ImageSearch
+    from delfsearch.where import Where
 
 
 def add_parsers(commands: Any) -> None:
@@ -47,6 +50,27 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument(
         "--box", type=box, metavar="X0,Y0,X1,Y1", help="ask only for this part, in pixels"
     )
+    filters = parser.add_argument_group("which photos may answer (all that is given must hold)")
+    filters.add_argument(
+        "--label",
+        action="append",
+        metavar="NAME",
+        help="this label, or one of several given so",
+    )
+    filters.add_argument(
+        "--near-box",
+        type=bounds,
+        metavar="S,W,N,E",
+        help="within these degrees (south, west, north, east; west > east crosses the 180th "
+        "meridian). Write --near-box=-34,... where the first is negative",
+    )
+    filters.add_argument(
+        "--where",
+        type=conditions,
+        metavar="JSON",
+        help="any condition, as the library takes it: '{\"ids\": [1, 2]}', "
+        '\'{"metadata": {"year": {"min": 2010}}}\'',
+    )
     parser.add_argument(
         "--json", action="store_true", help="one line of JSON for each photo, nothing else"
     )
@@ -68,6 +92,8 @@ def _query(arguments: argparse.Namespace) -> int:
     if arguments.box is not None and len(arguments.photos) > 1:
         raise CommandError("--box is a part of one photo; give one photo")
 
+    where = _where(arguments)
+
     from delfsearch.errors import PhotoError
 
     search = load_search(arguments)
@@ -76,7 +102,11 @@ def _query(arguments: argparse.Namespace) -> int:
         started = time.perf_counter()
         try:
             hits = search.query(
-                photo, box=arguments.box, top=arguments.top, min_inliers=arguments.min_inliers
+                photo,
+                box=arguments.box,
+                top=arguments.top,
+                min_inliers=arguments.min_inliers,
+                where=where,
             )
         except PhotoError as error:
             # The other photos still get their answers.
@@ -91,6 +121,23 @@ def _query(arguments: argparse.Namespace) -> int:
         if arguments.plot is not None:
             _plot(search, photo, hits, arguments.plot, arguments.plot_hit)
     return code
+
+
+def _where(arguments: argparse.Namespace) -> Where:
+    from delfsearch.where import Where
+
+    given = dict(arguments.where or {})
+    for option, name in (("label", "label"), ("near_box", "bounds")):
+        value = getattr(arguments, option)
+        if value is None:
+            continue
+        if name in given:
+            raise CommandError(f"--{option.replace('_', '-')} and --where both say {name}")
+        given[name] = value
+    try:
+        return Where.of(given) or Where()
+    except (TypeError, ValueError) as error:
+        raise CommandError(str(error)) from None
 
 
 def _plot(search: ImageSearch, photo: str, hits: Sequence[Hit], target: str, number: int) -> None:

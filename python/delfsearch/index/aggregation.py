@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from delfsearch import _core
 from delfsearch.features import LocalFeatures
 from delfsearch.index.segment import Segment
+from delfsearch.index.selection import Part, Selection, SelectionCache
 from delfsearch.matches import Matches
 
 # Neighbours fetched beyond k while photos are left out of their own answers; queries that lose
@@ -26,9 +27,10 @@ Neighbors = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class View:
-    """The segments of an index at one moment, their rows numbered through.
+    """The segments of an index at one moment, what their searchers find numbered through.
 
-    Segment s owns the rows bases[s]:bases[s + 1]; photo p of all owns offsets[p]:offsets[p + 1].
+    That is rows, or photos (Segment.by_photo). Segment s owns the numbers bases[s]:bases[s + 1];
+    photo p of all owns offsets[p]:offsets[p + 1].
     """
 
     segments: tuple[Segment, ...]
@@ -36,15 +38,16 @@ class View:
     offsets: NDArray[np.int64]
     image_ids: NDArray[np.int64]
     first_photos: NDArray[np.int32]
+    selections: SelectionCache = field(default_factory=SelectionCache, compare=False, repr=False)
 
     @staticmethod
     def of(segments: Sequence[Segment]) -> View:
-        """Number the rows of segments through."""
+        """Number the rows, or photos, of segments through."""
+        own = [segment.id_offsets for segment in segments]
         bases = np.zeros(len(segments) + 1, np.int64)
-        np.cumsum([segment.n_rows for segment in segments], out=bases[1:])
+        np.cumsum([offsets[-1] for offsets in own], out=bases[1:])
         offsets = np.concatenate(
-            [np.zeros(1, np.int64)]
-            + [base + segment.offsets[1:] for base, segment in zip(bases, segments)]
+            [np.zeros(1, np.int64)] + [base + one[1:] for base, one in zip(bases, own)]
         )
         ids = [segment.image_ids for segment in segments]
         return View(
@@ -61,6 +64,10 @@ class View:
         arrays = (self.bases, self.offsets, self.image_ids, self.first_photos)
         return sum(array.nbytes for array in arrays)
 
+    def select(self, ids: NDArray[np.int64]) -> Selection:
+        """Return the photos with these ids, distinct and rising, for `neighbors`."""
+        return tuple(Part.of(segment, ids) for segment in self.segments)
+
     def neighbors(
         self,
         descriptors: NDArray[np.float32],
@@ -68,18 +75,21 @@ class View:
         max_leaves: int,
         photo_starts: NDArray[np.int64],
         excluded: Sequence[NDArray[np.int64]],
+        selection: Selection | None = None,
     ) -> Neighbors:
         """Find the k nearest rows of each descriptor over all segments.
 
         photo_starts : (q + 1,), the descriptors of query photo i are photo_starts[i]:[i + 1].
         excluded : for each query photo the image ids that must not answer; their features take no
         place among the k.
+        selection : the photos that may answer, None for all; others take no place either.
         Returns squared_distances (m, k) float32, rows (m, k) int64.
         """
+        parts = [None] * len(self.segments) if selection is None else selection
         lists = [
-            self._segment_neighbors(s, descriptors, k, max_leaves, photo_starts, excluded)
-            for s, segment in enumerate(self.segments)
-            if segment.searcher is not None
+            self._segment_neighbors(s, descriptors, k, max_leaves, photo_starts, excluded, part)
+            for s, (segment, part) in enumerate(zip(self.segments, parts))
+            if segment.searcher is not None and not (part is not None and part.is_empty)
         ]
         if not lists:
             shape = (len(descriptors), k)
@@ -103,20 +113,26 @@ class View:
         max_leaves: int,
         photo_starts: NDArray[np.int64],
         excluded: Sequence[NDArray[np.int64]],
+        part: Part | None,
     ) -> Neighbors:
         segment, base = self.segments[s], self.bases[s]
-        assert segment.searcher is not None
-        ranges = [_row_ranges(segment, ids) for ids in excluded]
-        most = max((int((end - begin).sum()) for begin, end in ranges), default=0)
+        searcher, allowed = segment.searcher, None if part is None else part.prepared
+        assert searcher is not None
+
+        def search(queries: NDArray[np.float32], k: int) -> Neighbors:
+            return searcher.query(queries, k=k, max_leaves=max_leaves, allowed=allowed)
+
+        ranges = [_id_ranges(segment, ids, part) for ids in excluded]
+        most = max((n_rows for _, _, n_rows in ranges), default=0)
         extra = min(_FIRST_EXTRA, most)
-        squared, ids = segment.searcher.query(descriptors, k=k + extra, max_leaves=max_leaves)
+        squared, ids = search(descriptors, k + extra)
         if extra:
             kept = [
-                _without(segment, descriptors[a:b], ids[a:b], squared[a:b], k, max_leaves, *rows)
-                for (a, b), rows in zip(pairwise(photo_starts.tolist()), ranges)
+                _without(search, descriptors[a:b], ids[a:b], squared[a:b], k, *lost)
+                for (a, b), lost in zip(pairwise(photo_starts.tolist()), ranges)
             ]
-            squared = np.concatenate([part[0] for part in kept])
-            ids = np.concatenate([part[1] for part in kept])
+            squared = np.concatenate([one[0] for one in kept])
+            ids = np.concatenate([one[1] for one in kept])
         if base:
             ids = np.where(ids >= 0, ids + base, -1)
         return squared, ids
@@ -139,25 +155,31 @@ class View:
             min(max_candidates, len(self.image_ids)),
             weigh_by_distance,
         )
+        xy = np.empty((len(rows), 2), np.float32)
+        owner = np.searchsorted(self.bases, rows, side="right") - 1
+        for s, segment in enumerate(self.segments):
+            mine = np.flatnonzero(owner == s)
+            if len(mine) == 0:
+                continue
+            own = rows[mine] - self.bases[s]
+            if segment.by_photo:
+                photos = own
+                own, squared[mine] = segment.rematch(
+                    np.ascontiguousarray(features.descriptors, np.float32),
+                    query_indices[mine],
+                    photos,
+                )
+                database_indices[mine] = own - segment.offsets[photos]
+            xy[mine] = segment.keypoints_xy[own]
         return Matches(
             image_ids=image_ids,
             offsets=offsets,
             query_indices=query_indices,
             database_indices=database_indices,
             query_xy=features.keypoints_xy[query_indices],
-            database_xy=self._keypoints(rows),
+            database_xy=xy,
             squared_distances=squared,
         )
-
-    def _keypoints(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        if len(self.segments) == 1:
-            return self.segments[0].keypoints_xy[rows]
-        xy = np.empty((len(rows), 2), np.float32)
-        owner = np.searchsorted(self.bases, rows, side="right") - 1
-        for s, segment in enumerate(self.segments):
-            mine = owner == s
-            xy[mine] = segment.keypoints_xy[rows[mine] - self.bases[s]]
-        return xy
 
 
 def batches(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -172,29 +194,34 @@ def batches(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield start, len(counts)
 
 
-def _row_ranges(
-    segment: Segment, image_ids: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return where the rows of some photos begin and end; photos of other segments have none."""
+def _id_ranges(
+    segment: Segment, image_ids: NDArray[np.int64], part: Part | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """Return where the ids of some photos that might answer begin and end, and their features."""
     at = np.searchsorted(segment.image_ids, image_ids)
     at = at[at < len(segment.image_ids)]
     at = at[np.isin(segment.image_ids[at], image_ids)]
-    return segment.offsets[at], segment.offsets[at + 1]
+    if part is not None:
+        at = at[part.photos[at]]
+    n_rows = int((segment.offsets[at + 1] - segment.offsets[at]).sum())
+    return segment.id_offsets[at], segment.id_offsets[at + 1], n_rows
 
 
 def _without(
-    segment: Segment,
+    search: Callable[[NDArray[np.float32], int], Neighbors],
     descriptors: NDArray[np.float32],
     ids: NDArray[np.int64],
     squared: NDArray[np.float32],
     k: int,
-    max_leaves: int,
     begin: NDArray[np.int64],
     end: NDArray[np.int64],
+    n_rows: int,
 ) -> Neighbors:
-    """Keep k neighbours outside the excluded rows, fetching more where those took their places."""
-    assert segment.searcher is not None
-    limit = k + int((end - begin).sum())
+    """Keep k neighbours outside the excluded ids, fetching more where those took their places.
+
+    n_rows : that have these ids.
+    """
+    limit = k + n_rows
     out_ids, out_squared, kept = _core.filter_neighbors(
         np.ascontiguousarray(ids), np.ascontiguousarray(squared), k, begin, end
     )
@@ -203,7 +230,7 @@ def _without(
     short = np.flatnonzero((kept < k) & (ids[:, -1] >= 0))
     while len(short) and fetched < limit:
         fetched = min(limit, k + 2 * (fetched - k))
-        squared, ids = segment.searcher.query(descriptors[short], k=fetched, max_leaves=max_leaves)
+        squared, ids = search(descriptors[short], fetched)
         out_ids[short], out_squared[short], kept = _core.filter_neighbors(
             ids, squared, k, begin, end
         )

@@ -94,7 +94,8 @@ class IndexContents:
 
         codes_and_tree : of method "kdtree". codes, ids, leaves, codebooks : of "ivf"; exact : its
         8-bit descriptors, read for reranking, merging and features_of alone. photos, keypoints,
-        scores_and_scales. total : all of them.
+        scores_and_scales. filters : what is kept of the last `where` for the next queries, if
+        anything. total : all of them.
         in_memory : what a search reads throughout: all but exact, keypoints (read for the shortlist
         alone) and scores_and_scales. mapped : how many of all bytes are memory-mapped from disk and
         need RAM only while they are used.

@@ -7,21 +7,25 @@ the first rows of an index, and shared by its segments.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from delfsearch._validation import check_n_jobs
 from delfsearch.errors import IndexFormatError
 from delfsearch.index.code_model import CodeModel
 from delfsearch.index.inverted_file import InvertedFile
+from delfsearch.index.list_merge import BLOCK, ListWriter, Part, Sink, merge_lists
 from delfsearch.index.quantized_kdtree import QuantizedKDTree
 from delfsearch.index.uniform_quantizer import UniformQuantizer
 
 Arrays = dict[str, NDArray[Any]]
 METHODS = ("kdtree", "ivf")
+# What posting lists name.
+POSTINGS = ("features", "photos")
 # Descriptors from which method="auto" takes posting lists: a tree would take a gigabyte.
 AUTO_LISTS_FROM = 20_000_000
 # Bytes that no search reads, see Searcher.memory_usage.
@@ -35,6 +39,14 @@ _TREE_ROWS = 2**18
 _LIST_ROWS, _MOST_LIST_ROWS = 256, 2**22
 
 
+class Prepared(Protocol):
+    """Rows that one searcher may find, in its own form."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in RAM."""
+
+
 class Searcher(Protocol):
     """Rows of one segment, 0 ... n - 1, that can be searched; see QuantizedKDTree."""
 
@@ -42,13 +54,20 @@ class Searcher(Protocol):
     n_features_in_: int
 
     @property
+    def grouped(self) -> bool:
+        """Whether the ids that it finds are those of photos, not of rows."""
+
+    @property
     def quantizer_(self) -> UniformQuantizer:
         """Range and step of the 8 bits of each dimension."""
 
     def query(
-        self, X: Any, *, k: int, max_leaves: int | None = None
+        self, X: Any, *, k: int, max_leaves: int | None = None, allowed: Any = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the k nearest rows of each of X: squared distances and rows (m, k)."""
+
+    def prepare(self, mask: NDArray[np.bool_]) -> Prepared:
+        """Return what query takes as allowed to find only some rows, mask (n,)."""
 
     def codes(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
         """Return the 8-bit descriptors of rows start to stop."""
@@ -61,6 +80,15 @@ class Searcher(Protocol):
 
     def memory_usage(self) -> dict[str, int]:
         """Return bytes by part, EXACT being what a search does not read."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A searcher that is merged. Its ids become numbers[id], -1 gone, or, None, id + first."""
+
+    searcher: Any
+    numbers: NDArray[np.int64] | None
+    first: int
 
 
 class Shared(Protocol):
@@ -85,8 +113,21 @@ class Engine(Protocol):
     def learn(self, X: NDArray[np.float32]) -> Shared:
         """Return what codes mean, from rows (n, d)."""
 
-    def build(self, codes: NDArray[np.uint8], shared: Any) -> Searcher:
-        """Return a searcher of rows (n, d) in 8 bits."""
+    def build(self, codes: NDArray[np.uint8], shared: Any, counts: NDArray[np.int64]) -> Searcher:
+        """Return a searcher of rows (n, d) in 8 bits; counts : rows of each photo."""
+
+    def merge(
+        self,
+        sources: Sequence[Source],
+        codes: Callable[[], Iterator[NDArray[np.uint8]]],
+        n_rows: int,
+        n_photos: int,
+        sink: Sink,
+    ) -> None:
+        """Write the arrays of one searcher of all rows that are left.
+
+        codes : gives the 8 bits of these rows in their new order, some at a time.
+        """
 
     def open(self, arrays: Mapping[str, NDArray[Any]], shared: Any, folder: str) -> Searcher:
         """Return a searcher from its arrays; IndexFormatError where they are damaged."""
@@ -128,10 +169,26 @@ class TreeEngine:
         """Return what codes mean."""
         return UniformQuantizer.learn(X, clip_quantile=self.clip_quantile)
 
-    def build(self, codes: NDArray[np.uint8], shared: UniformQuantizer) -> QuantizedKDTree:
+    def build(
+        self, codes: NDArray[np.uint8], shared: UniformQuantizer, counts: NDArray[np.int64]
+    ) -> QuantizedKDTree:
         """Return a searcher of rows in 8 bits."""
         params = QuantizedKDTree(**self._params()).get_params()
         return QuantizedKDTree.from_codes(codes, shared, **params)
+
+    def merge(
+        self,
+        sources: Sequence[Source],
+        codes: Callable[[], Iterator[NDArray[np.uint8]]],
+        n_rows: int,
+        n_photos: int,
+        sink: Sink,
+    ) -> None:
+        """Write a tree of all rows, built anew."""
+        rows = np.concatenate(list(codes()))
+        tree = self.build(rows, self.shared_of(sources[0].searcher), np.zeros(0, np.int64))
+        for name, array in tree.arrays().items():
+            sink.write(name, array)
 
     def open(self, arrays: Mapping[str, NDArray[Any]], shared: Any, folder: str) -> QuantizedKDTree:
         """Return a searcher from its arrays."""
@@ -165,6 +222,7 @@ class ListEngine:
     clip_quantile: float
     random_state: Any
     n_jobs: int | None
+    postings: str
     prefix = "lists."
 
     def _params(self) -> dict[str, Any]:
@@ -185,9 +243,31 @@ class ListEngine:
         """Return what codes mean."""
         return InvertedFile(**self._params()).learn(X)
 
-    def build(self, codes: NDArray[np.uint8], shared: CodeModel) -> InvertedFile:
+    def build(
+        self, codes: NDArray[np.uint8], shared: CodeModel, counts: NDArray[np.int64]
+    ) -> InvertedFile:
         """Return a searcher of rows in 8 bits."""
-        return InvertedFile.from_codes(codes, shared, **self._params())
+        by = counts if self.postings == "photos" else None
+        return InvertedFile.from_codes(codes, shared, by, **self._params())
+
+    def merge(
+        self,
+        sources: Sequence[Source],
+        codes: Callable[[], Iterator[NDArray[np.uint8]]],
+        n_rows: int,
+        n_photos: int,
+        sink: Sink,
+    ) -> None:
+        """Write lists of the codes that there are, some lists at a time."""
+        model = self.shared_of(sources[0].searcher)
+        by_photo = self.postings == "photos"
+        n_ids, leaf_blocks = n_photos if by_photo else n_rows, self.leaf_size // BLOCK
+        parts = [Part(source.searcher, source.numbers, source.first) for source in sources]
+        writer = ListWriter(model, n_ids, leaf_blocks, sink, check_n_jobs(self.n_jobs))
+        merge_lists(parts, model, writer)
+        for rows in codes():
+            sink.append("exact", rows)
+        sink.write("shape", np.array([n_rows, leaf_blocks, n_ids, by_photo], np.int64))
 
     def open(self, arrays: Mapping[str, NDArray[Any]], shared: Any, folder: str) -> InvertedFile:
         """Return a searcher from its arrays."""

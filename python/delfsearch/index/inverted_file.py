@@ -22,6 +22,7 @@ from delfsearch.index.uniform_quantizer import (
     UniformQuantizer,
     check_codes,
     check_descriptors,
+    check_mask,
     check_row_range,
     check_rows,
 )
@@ -260,13 +261,14 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         max_leaves: int | None = None,
         n_probe: int | None = None,
         rerank: int | None = None,
+        allowed: NDArray[np.uint64] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Find the k nearest codes of each query descriptor in the lists that it is nearest to.
 
         X : (m, d) float32 of the fitted dimension d, values within +-1e16.
         k : neighbours, 1 to 2^31 - 64. max_leaves : leaves visited of each list. n_probe : lists.
         rerank : codes, at least k if not 0, that are compared by 8 bits a dimension. None means the
-            constructor's.
+            constructor's. allowed : what `prepare` returned: only its rows are found; None all.
         Returns squared_distances (m, k) float32, rising, +inf where missing: to what the codes
             stand for, or, with rerank, to the 8-bit descriptors; ids (m, k) int64, row numbers of
             fit (or those of groups, see from_codes), -1 where missing. Equal distances are ordered
@@ -292,7 +294,8 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         threads = check_n_jobs(self.n_jobs)
         lists = self.model_.choose_lists(queries, probes, threads)
         wanted = min(max(k, again), self._n_rows)
-        squared, places = self._lists.search(queries, lists, wanted, leaves, self._allowed, threads)
+        bits = self._allowed if allowed is None else allowed
+        squared, places = self._lists.search(queries, lists, wanted, leaves, bits, threads)
         ids = self._rows_at(places)
         if again:
             squared = self._exact_distances(queries, ids)
@@ -395,18 +398,31 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         self._removed[wanted] = True
         self._allowed = self._bits_of(~self._removed)
 
+    def prepare(self, mask: NDArray[np.bool_]) -> NDArray[np.uint64]:
+        """Return what `query` takes as allowed: a bit a code, made once for many queries.
+
+        mask : (n_ids_,) bool, ids that may be found. Those removed before are not, those removed
+            later are.
+        """
+        check_is_fitted(self)
+        wanted = check_mask(mask, self.n_ids_)
+        return self._bits_of(wanted if self._removed is None else wanted & ~self._removed)
+
     def _bits_of(self, wanted: NDArray[np.bool_]) -> NDArray[np.uint64]:
         """Return a bit for each place, set where its id is wanted."""
-        bits = np.zeros((int(self._arrays["first_block"][-1]), BLOCK), bool)
-        sizes = self._arrays["sizes"].astype(np.int64)
-        firsts = self._arrays["first_block"][:-1].astype(np.int64) * BLOCK
-        ends = np.cumsum(sizes)
-        places = np.arange(self._n_rows) + np.repeat(firsts - (ends - sizes), sizes)
-        bits.reshape(-1)[places] = wanted[
-            self._ids.get_range(0, len(self._firsts) - 1, check_n_jobs(self.n_jobs))
-        ]
-        packed: NDArray[np.uint64] = np.packbits(bits, axis=1, bitorder="little").view("<u8")[:, 0]
-        return np.ascontiguousarray(packed)
+        first_block = self._arrays["first_block"]
+        places = first_block[:-1] * np.uint64(BLOCK)
+        if self._leaf_blocks:
+            size = self._leaf_blocks * BLOCK
+            first_leaf = self._arrays["first_leaf"].astype(np.int64)
+            n_leaves = -(-self._arrays["sizes"].astype(np.int64) // size)
+            number = np.arange(first_leaf[-1]) - np.repeat(first_leaf[:-1], n_leaves)
+            places = np.repeat(places, n_leaves) + (number * size).astype(np.uint64)
+        # Of no ids the range is one.
+        given = np.zeros(max(1, self.n_ids_), np.uint8)
+        given[: len(wanted)] = wanted
+        threads = check_n_jobs(self.n_jobs)
+        return self._ids.select(given, places, int(first_block[-1]), threads)
 
     def arrays(self) -> Arrays:
         """Return all that `from_arrays` needs but the model: little-endian arrays, not copied."""

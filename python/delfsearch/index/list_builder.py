@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from delfsearch._validation import check_choice, check_integer, check_matrix, check_n_jobs
 from delfsearch.errors import IndexFormatError
 from delfsearch.index.code_model import CodeModel
+from delfsearch.index.engines import POSTINGS
 from delfsearch.index.inverted_file import MAX_ROWS, InvertedFile
 from delfsearch.index.list_merge import BLOCK, ListWriter, Part, merge_lists
 from delfsearch.index.uniform_quantizer import check_codes
 from delfsearch.storage.array_writer import ArrayWriter
 from delfsearch.storage.arrays import open_array, sync_folder
 
-POSTINGS = ("features", "photos")
 _STATE = "state.json"
 _LISTS = "lists"
 

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from delfsearch import _core
+from delfsearch._validation import check_n_jobs
 from delfsearch.errors import IndexFormatError
 from delfsearch.features import LocalFeatures
-from delfsearch.index.engines import Engine, Searcher, Shared
+from delfsearch.index.engines import Engine, Prepared, Searcher, Shared
 
 Arrays = dict[str, NDArray[Any]]
 # Per-feature and per-photo arrays, with their dtype on disk and the number of columns.
@@ -51,6 +53,16 @@ class Segment:
     def n_rows(self) -> int:
         """Features, deleted ones included."""
         return len(self.keypoints_xy)
+
+    @property
+    def by_photo(self) -> bool:
+        """Whether the searcher's ids are photos of this segment, not rows."""
+        return self.searcher is not None and self.searcher.grouped
+
+    @property
+    def id_offsets(self) -> NDArray[np.int64]:
+        """Which of the searcher's ids belong to photo i: id_offsets[i]:id_offsets[i + 1]."""
+        return np.arange(len(self.image_ids) + 1) if self.by_photo else self.offsets
 
     @property
     def n_live_rows(self) -> int:
@@ -100,6 +112,37 @@ class Segment:
             return None
         return at
 
+    def prepare(self, photos: NDArray[np.bool_]) -> Prepared | None:
+        """Return what the searcher takes as allowed to find the rows of some photos (p,) alone."""
+        if self.searcher is None:
+            return None
+        wanted = photos if self.by_photo else np.repeat(photos, np.diff(self.offsets))
+        return self.searcher.prepare(wanted)
+
+    def rematch(
+        self,
+        queries: NDArray[np.float32],
+        query_indices: NDArray[np.int32],
+        photos: NDArray[np.int64],
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return the rows (p,) that queries found in photos, and squared distances (p,).
+
+        queries (m, d); query_indices (p,); photos (p,), those of a photo following each other. For
+        searchers that name photos: see rematch.hpp.
+        """
+        assert self.searcher is not None
+        quantizer = self.searcher.quantizer_
+        return _core.rematch(
+            quantizer.lower,
+            quantizer.step,
+            self.searcher.codes(),
+            queries,
+            query_indices,
+            self.offsets[photos],
+            self.offsets[photos + 1],
+            check_n_jobs(self.searcher.n_jobs),
+        )
+
     def remove(self, image_ids: NDArray[np.int64]) -> None:
         """Make photos of this segment disappear from every later query."""
         positions = np.searchsorted(self.image_ids, image_ids)
@@ -109,9 +152,9 @@ class Segment:
             raise IndexFormatError(f"{self.folder} is damaged: it lacks photos that it should hold")
         self.removed = self.removed.copy()
         self.removed[positions] = True
-        rows = _rows_of(self.offsets, positions)
-        if self.searcher is not None and len(rows):
-            self.searcher.remove(rows)
+        gone = positions if self.by_photo else rows_of(self.offsets, positions)
+        if self.searcher is not None and len(gone):
+            self.searcher.remove(gone)
 
 
 def check_layout(arrays: Mapping[str, NDArray[Any]], folder: str) -> None:
@@ -176,7 +219,7 @@ def build_segment(
     if offsets[-1] > 0:
         if shared is None:
             shared = engine.learn(_sample(chunks, int(offsets[-1]), engine))
-        searcher = engine.build(_gather(chunks, "descriptors", shared.quantize), shared)
+        searcher = engine.build(_gather(chunks, "descriptors", shared.quantize), shared, counts)
     return Segment(
         image_ids=image_ids,
         offsets=offsets,
@@ -209,40 +252,6 @@ def _gather(
     return whole
 
 
-def merge_segments(segments: Sequence[Segment], engine: Engine) -> Segment:
-    """Build one segment of the photos that are not deleted, from their codes."""
-    ids = np.concatenate([segment.image_ids[~segment.removed] for segment in segments])
-    order = np.argsort(ids, kind="stable")
-    counts = np.concatenate([np.diff(segment.offsets)[~segment.removed] for segment in segments])
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts[order], dtype=np.int64)])
-    # Rows of the live photos, segment by segment, then the same in the order of the ids.
-    live = [_rows_of(segment.offsets, np.flatnonzero(~segment.removed)) for segment in segments]
-    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-    rows = _rows_of(starts, order)
-
-    def gather(name: str) -> NDArray[Any]:
-        parts = [getattr(segment, name)[at] for segment, at in zip(segments, live)]
-        return np.ascontiguousarray(np.concatenate(parts)[rows])
-
-    searcher = None
-    searchers = [segment.searcher for segment in segments]
-    if len(rows):
-        codes = np.concatenate(
-            [one.codes()[at] for one, at in zip(searchers, live) if one is not None]
-        )
-        shared = next(engine.shared_of(one) for one in searchers if one is not None)
-        searcher = engine.build(np.ascontiguousarray(codes[rows]), shared)
-    return Segment(
-        image_ids=np.ascontiguousarray(ids[order]),
-        offsets=offsets,
-        keypoints_xy=gather("keypoints_xy"),
-        scores=gather("scores"),
-        scales=gather("scales"),
-        searcher=searcher,
-        prefix=engine.prefix,
-    )
-
-
 def _sample(
     chunks: Sequence[Mapping[str, NDArray[Any]]], n_rows: int, engine: Engine
 ) -> NDArray[np.float32]:
@@ -256,7 +265,7 @@ def _sample(
     return np.concatenate(parts)
 
 
-def _rows_of(offsets: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
+def rows_of(offsets: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the rows of some photos, photo after photo."""
     counts = offsets[positions + 1] - offsets[positions]
     ends = np.cumsum(counts)

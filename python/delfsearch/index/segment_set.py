@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from delfsearch.errors import IndexFormatError
 from delfsearch.index.aggregation import View
 from delfsearch.index.engines import EXACT, Engine, Shared
-from delfsearch.index.segment import Segment, build_segment, merge_segments
+from delfsearch.index.segment import Segment, build_segment
+from delfsearch.index.segment_merge import merge_segments
 from delfsearch.storage import tables
 from delfsearch.storage.arrays import array_bytes
 from delfsearch.storage.records import ImageRecord
@@ -148,13 +149,12 @@ class SegmentSet:
 
     def merge(self, segments: Sequence[Segment]) -> None:
         """Rebuild some segments as one, without what was deleted from them."""
-        merged = merge_segments(segments, self.engine)
+        kept = [segment for segment in self.view.segments if segment not in segments]
+        if not all(segment.removed.all() for segment in segments):
+            shared = self._shared_of_segments()
+            kept.append(merge_stored(self.store, segments, self.engine, shared))
         for segment in segments:
             self.store.drop_folder(segment.folder)
-        kept = [segment for segment in self.view.segments if segment not in segments]
-        if len(merged.image_ids):
-            store_segment(self.store, merged, self.engine, learned=False)
-            kept.append(merged)
         self.view = View.of(kept)
 
     def memory_usage(self) -> dict[str, float]:
@@ -171,6 +171,8 @@ class SegmentSet:
         parts["photos"] = self.view.nbytes + sum(
             segment.image_ids.nbytes + segment.offsets.nbytes for segment in segments
         )
+        if kept := self.view.selections.nbytes:
+            parts["filters"] = kept
         in_memory = sum(n_bytes for name, n_bytes in parts.items() if name != EXACT)
         parts["keypoints"] = sum(segment.keypoints_xy.nbytes for segment in segments)
         parts["scores_and_scales"] = sum(s.scores.nbytes + s.scales.nbytes for s in segments)
@@ -186,6 +188,14 @@ class SegmentSet:
             "in_memory_per_descriptor": in_memory / n_rows,
             "bytes_per_descriptor": total / n_rows,
         }
+
+
+def merge_stored(
+    store: IndexStore, segments: Sequence[Segment], engine: Engine, shared: Shared | None
+) -> Segment:
+    """Put into a store the one segment of all photos of some, and open it."""
+    folder = store.write_folder("segment", lambda sink: merge_segments(segments, engine, sink))
+    return Segment.from_arrays(store.arrays(folder), folder, engine, shared)
 
 
 def store_segment(store: IndexStore, segment: Segment, engine: Engine, *, learned: bool) -> None:

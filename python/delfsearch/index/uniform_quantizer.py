@@ -98,6 +98,14 @@ def check_rows(rows: Any, n_rows: int) -> NDArray[np.int64]:
     return wanted
 
 
+def check_mask(mask: Any, n_rows: int) -> NDArray[np.bool_]:
+    """Return mask (n_rows,) bool."""
+    array = np.asarray(mask)
+    if array.dtype != bool or array.shape != (n_rows,):
+        raise ValueError(f"mask must be ({n_rows},) bool; got {array.shape} {array.dtype}")
+    return array
+
+
 def check_row_range(start: int, stop: int | None, n_rows: int) -> tuple[int, int]:
     """Return 0 <= start <= stop <= n_rows; None means n_rows."""
     stop = n_rows if stop is None else stop

@@ -47,7 +47,7 @@ class ArrayWriter:
         if rows.size == 0:
             return
         little = rows.astype(dtype.newbyteorder("<"), copy=False)
-        self._files[name].write(memoryview(little.reshape(-1).view(np.uint8)))
+        little.tofile(self._files[name])
 
     def write(self, name: str, array: NDArray[Any]) -> None:
         """Write an array whole."""

@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
+from numpy.typing import NDArray
+
 from delfsearch.errors import IndexFormatError
 
 APPLICATION_ID = 0x44454C46  # "DELF", at byte 68 of the file
@@ -61,6 +64,8 @@ CREATE TABLE images (id INTEGER PRIMARY KEY, path TEXT, content_hash TEXT,
     latitude REAL, longitude REAL, metadata TEXT NOT NULL);
 CREATE INDEX images_path ON images (path);
 CREATE INDEX images_content_hash ON images (content_hash);
+CREATE INDEX images_label ON images (label);
+CREATE INDEX images_position ON images (latitude, longitude);
 CREATE TABLE folders (name TEXT PRIMARY KEY, kind TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE arrays (folder TEXT, name TEXT, dtype TEXT NOT NULL, shape TEXT NOT NULL,
     n_bytes INTEGER NOT NULL, blake2b TEXT NOT NULL, PRIMARY KEY (folder, name)) WITHOUT ROWID;
@@ -99,6 +104,7 @@ class Catalog:
         self._sums: dict[str, tuple[int, int]] = {}
         self._generation: Any = None  # of the last commit seen here
         self.writing = False
+        self.revision = 0  # rises with every change of the image table made here, or taken back
 
     # -- opening and closing ------------------------------------------------------------------
 
@@ -194,6 +200,7 @@ class Catalog:
         """Forget everything since begin."""
         with self._lock:
             if self.writing and self.path is not None:
+                self.revision += 1
                 self._connection.execute("ROLLBACK")
                 self._reopen()
 
@@ -253,10 +260,17 @@ class Catalog:
             sql = f"SELECT {name} FROM {table} ORDER BY {name}"
             return [row[0] for row in self._connection.execute(sql).fetchall()]
 
+    def image_ids(self, where: str, arguments: Sequence[Any]) -> NDArray[np.int64]:
+        """Return the ids of the photos that fit, rising; where is SQL after WHERE."""
+        # One text instead of a row for each: a third of the time where there are many.
+        text = self.scalar(f"SELECT group_concat(id) FROM images WHERE {where}", arguments)
+        return np.sort(np.fromstring(text or "", np.int64, sep=","))
+
     def insert(self, table: str, rows: Iterable[Sequence[Any]]) -> None:
         """Insert rows (all columns, in the order of TABLES)."""
         rows = list(rows)
         self.begin()
+        self.revision += table == "images"
         with self._lock, _translated(self.path):
             marks = ", ".join("?" * len(TABLES[table]))
             self._connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
@@ -267,6 +281,7 @@ class Catalog:
     def delete(self, table: str, where: str, arguments: Sequence[Any] = ()) -> int:
         """Delete the rows that fit; returns how many."""
         self.begin()
+        self.revision += table == "images"
         with self._lock, _translated(self.path):
             rows = self.select(table, where, arguments)
             self._connection.execute(f"DELETE FROM {table} WHERE {where}", arguments)
@@ -370,6 +385,11 @@ def _translated(path: Path | None) -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         text = str(error)
+        if "no such function" in text:
+            raise RuntimeError(
+                "metadata is filtered with SQLite's JSON functions, which that of this Python, "
+                f"{sqlite3.sqlite_version}, was built without; every one from 3.38 on has them"
+            ) from error
         if "locked" in text or "busy" in text:
             raise BlockingIOError(
                 f"{where} is being written by another process; try later"

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from delfsearch.errors import IndexFormatError
 from delfsearch.storage import arrays as array_files
+from delfsearch.storage.array_writer import ArrayWriter
 from delfsearch.storage.catalog import FILE_NAME, Catalog, to_json
 from delfsearch.storage.seal import seal_problems, write_seal
 
@@ -149,12 +150,48 @@ class IndexStore:
                 raise ValueError(
                     f"array names must be letters, digits, '_', '-', '.'; got {name!r}"
                 )
+        folder = self._new_folder(kind)
+        self._loaded[folder] = {name: np.asarray(array) for name, array in arrays.items()}
+        self._pending.add(folder)
+        return folder
+
+    def write_folder(self, kind: str, write: Callable[[ArrayWriter], None]) -> str:
+        """Take arrays into the open transaction that `write` puts into a writer, piece by piece.
+
+        On disk they are written at once, and seen by others after the commit. Returns their folder.
+        """
+        folder = self._new_folder(kind)
+        target = None if self.path is None else self.path / folder
+        if target is not None:
+            shutil.rmtree(target, ignore_errors=True)  # of a writer that stopped
+        writer = ArrayWriter(target)
+        try:
+            write(writer)
+            arrays, described = writer.finish()
+        except BaseException as error:
+            writer.close()
+            self.drop_folder(folder)
+            if target is not None and isinstance(error, OSError):
+                raise _not_writable(target, error) from error
+            raise
+        if target is None:
+            self._loaded[folder] = arrays
+            self._pending.add(folder)
+        else:
+            self.catalog.insert(
+                "arrays",
+                [
+                    (folder, name, dtype, to_json(list(shape)), n_bytes, blake2b)
+                    for name, dtype, shape, n_bytes, blake2b in described
+                ],
+            )
+        return folder
+
+    def _new_folder(self, kind: str) -> str:
         number = self.catalog.value(f"next_{kind}", 1)
         self.catalog.set_value(f"next_{kind}", number + 1)
         folder = f"{kind}-{number:06d}"
         self.catalog.insert("folders", [(folder, kind)])
-        self._loaded[folder] = {name: np.asarray(array) for name, array in arrays.items()}
-        self._pending.add(folder)
         return folder
 
     def drop_folder(self, folder: str) -> None:

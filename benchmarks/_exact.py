@@ -1,4 +1,4 @@
-"""Exact nearest neighbours by one pass over the stream, kept at every size on the way."""
+"""Exact nearest neighbours by one pass over the stream, which sizes share."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class Nearest:
         self._pending, self._n_pending = [], 0
 
 
-def exact_pass(folder: Path, sizes: list[int], queries: np.ndarray) -> None:
-    """Write exact_SIZE.npz for each size, in one pass; goes on where it was stopped."""
+def exact_pass(folder: Path, size: int, queries: np.ndarray) -> None:
+    """Write exact_SIZE.npz; goes on from the size before, or from where it was stopped."""
     stream = Stream.open(folder)
-    ends = {stream.n_blocks(size): size for size in sizes}
     state, nearest, begin, spent = folder / "exact_state.npz", Nearest(queries), 0, 0.0
-    if state.exists():
+    end = stream.n_blocks(size)
+    if state.exists() and int(np.load(state)["n_blocks"]) <= end:
         stored = np.load(state)
         nearest.squared, nearest.rows = stored["squared"], stored["rows"]
         begin, spent = int(stored["n_blocks"]), float(stored["seconds"])
@@ -71,13 +71,12 @@ def exact_pass(folder: Path, sizes: list[int], queries: np.ndarray) -> None:
         )
         partial.rename(path)
 
-    for number, X, _ in Feed(folder, begin, max(ends)):
+    for number, X, _ in Feed(folder, begin, end):
         nearest.add(X, stream.n_rows(number) if number else 0)
         done = number + 1
-        if done in ends:
-            save(folder / f"exact_{ends[done]}.npz", done)
-        if done in ends or time.perf_counter() - saved > _SAVE_EVERY_S:
+        if done == end or time.perf_counter() - saved > _SAVE_EVERY_S:
             save(state, done)
             saved = time.perf_counter()
             rate = (stream.n_rows(done) - stream.n_rows(begin or 1)) / (saved - start)
             print(f"exact: {stream.n_rows(done):,} rows, {rate:,.0f}/s", flush=True)
+    save(folder / f"exact_{size}.npz", end)

@@ -176,7 +176,6 @@ def plant(
     stream: Stream,
     n_blocks: int,
     clutter: np.ndarray,
-    clutter_starts: np.ndarray,
     n_queries: int,
     n_without: int,
     shares: list[float],
@@ -184,8 +183,9 @@ def plant(
 ) -> Queries:
     """Query photos: noisy copies of some rows of a photo of the first n_blocks among other rows.
 
-    Every other query asks for a real photo, among rows of one of the real photos that no database
-    holds (clutter); the others for synthetic photos among synthetic rows.
+    Every other query asks for a real photo, among rows of real photos that no database holds
+    (clutter, from all of them: one of them alone may show what a photo of the database shows, and
+    then has an answer that nobody knows); the others for synthetic photos among synthetic rows.
     """
     rng = np.random.default_rng([seed, 3])
     synthetic, n = stream.synthetic, n_queries + n_without
@@ -193,12 +193,9 @@ def plant(
     X = np.empty((n, PHOTO_ROWS, stream.dimension), np.float32)
     true, share = np.full(n, -1), np.zeros(n)
     is_planted, is_real = np.zeros((n, PHOTO_ROWS), bool), np.arange(n) % 2 == 1
-    full = np.flatnonzero(np.diff(clutter_starts) >= PHOTO_ROWS)
     for q in range(n):
-        if is_real[q] and len(full):
-            photo = rng.choice(full)
-            rows = clutter[clutter_starts[photo] : clutter_starts[photo + 1]]
-            X[q] = rows[rng.permutation(len(rows))[:PHOTO_ROWS]]
+        if is_real[q] and len(clutter) >= PHOTO_ROWS:
+            X[q] = clutter[np.sort(rng.integers(0, len(clutter), PHOTO_ROWS))]
         else:
             is_real[q] = False
             X[q] = others[q % BLOCK_PHOTOS]

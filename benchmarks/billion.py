@@ -42,9 +42,10 @@ from delfsearch.index.code_model import CodeModel
 from delfsearch.index.inverted_file import InvertedFile, parse_code
 from delfsearch.index.list_builder import InvertedFileBuilder
 
-STEPS = ("prepare", "model", "exact", "build", "search", "recall", "faiss")
-_OF_SIZE = ("build", "search", "recall", "faiss")
+_OF_SIZE = ("build", "search", "exact", "recall", "faiss")
+STEPS = ("prepare", "model", *_OF_SIZE)
 _MORE_PROBES = 64
+_CLUTTER_PHOTOS = 1000  # real ones that rows of queries come from
 _RANKS = (1, 10, 64)
 Found = tuple[np.ndarray, np.ndarray]  # photo numbers (m, k) and squared distances
 
@@ -119,11 +120,10 @@ class Run:
         return (self.of_size(size) if step in _OF_SIZE else self.folder) / f"{step}.json"
 
     def is_done(self, step: str, size: int) -> bool:
-        if step == "exact":
-            wanted = [s for s in self.arguments.sizes if s <= self.arguments.exact_up_to]
-            return all((self.folder / f"exact_{s}.npz").exists() for s in wanted)
-        if step == "recall" and size > self.arguments.exact_up_to:
+        if step in ("exact", "recall") and size > self.arguments.exact_up_to:
             return True
+        if step == "exact":
+            return (self.folder / f"exact_{size}.npz").exists()
         if step == "faiss" and size > self.arguments.faiss_up_to:
             return True
         return self.result(step, size).exists()
@@ -161,12 +161,12 @@ class Run:
         order = np.random.default_rng([a.seed, 4]).permutation(len(starts) - 1)
         n_real = min(a.real_photos, len(order) // 2)
         real = _photos_of(X, starts, np.sort(order[:n_real]))
-        clutter = _photos_of(X, starts, np.sort(order[n_real : n_real + 4 * a.queries]))
+        clutter, _ = _photos_of(X, starts, np.sort(order[n_real : n_real + _CLUTTER_PHOTOS]))
         np.save(self.folder / "real.npy", real[0])
         np.savez(self.folder / "setup.npz", real_starts=real[1], seed=a.seed)
         stream = Stream.open(self.folder)
         blocks = stream.n_blocks(min(a.sizes))
-        planted = plant(stream, blocks, *clutter, a.queries, a.queries_without, a.planted, a.seed)
+        planted = plant(stream, blocks, clutter, a.queries, a.queries_without, a.planted, a.seed)
         planted.save(self.folder / "queries.npz")
         found = {"resemblance": compared, "synthetic_per_cpu_s": rate, "smallest": min(a.sizes)}
         self.save("prepare", 0, {**found, "n_real_photos": n_real, "n_real_rows": len(real[0])})
@@ -218,11 +218,9 @@ class Run:
         with np.load(self.folder / "model.npz") as stored:
             return CodeModel.from_arrays(dict(stored), str(self.folder / "model.npz"))
 
-    def exact(self) -> None:
-        """Exact neighbours of some rows of the query photos, at each size that it is affordable."""
-        a = self.arguments
-        wanted = [s for s in a.sizes if s <= a.exact_up_to]
-        exact_pass(self.folder, wanted, exact_rows(self.queries(), a.exact_rows))
+    def exact(self, size: int) -> None:
+        """Exact neighbours of some rows of the query photos."""
+        exact_pass(self.folder, size, exact_rows(self.queries(), self.arguments.exact_rows))
 
     def queries(self) -> Queries:
         return Queries.load(self.folder / "queries.npz")
@@ -267,6 +265,7 @@ class Run:
                     postings=a.postings,
                     keep_exact=size <= a.keep_exact_up_to,
                     leaf_size=a.leaf_size,
+                    part_rows=a.part_rows,
                     n_jobs=a.n_jobs,
                 )
                 there = builder.n_photos
@@ -573,10 +572,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--exact-up-to", type=parse_size, default=10**8)
     parser.add_argument("--faiss-up-to", type=parse_size, default=10**7)
     parser.add_argument("--n-jobs", type=int, default=os.cpu_count() or 1, help="of building")
+    parser.add_argument("--part-rows", type=parse_size, default=1 << 22, help="held, of a build")
     parser.add_argument("--report-every", type=float, default=10.0, help="seconds")
     parser.add_argument("--discard", action="store_true", help="an index once it is measured")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=STEPS, help="one step, in this process")
+    parser.add_argument("--child-of", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     arguments.sizes = sorted(set(arguments.sizes))
     return arguments
@@ -613,11 +614,20 @@ def check_same(run: Run) -> None:
             )
 
 
+def _end_with(parent: int) -> None:
+    """No step outlives what started it: the next run would work on the same files."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
 def main() -> None:
     argv = sys.argv[1:]
     arguments = parse(argv)
     run = Run(arguments)
     check_same(run)
+    if arguments.child_of:
+        threading.Thread(target=_end_with, args=(arguments.child_of,), daemon=True).start()
     if arguments.only:
         step, size = arguments.only, arguments.sizes[0]
         if step in _OF_SIZE:
@@ -630,7 +640,8 @@ def main() -> None:
         if run.is_done(step, size):
             return
         print(f"== {step} {name_of(size) if size else ''}", flush=True)
-        options = ["--only", step] + (["--sizes", str(size)] if size else [])
+        options = ["--only", step, "--child-of", str(os.getpid())]
+        options += ["--sizes", str(size)] if size else []
         code = subprocess.run([sys.executable, __file__, *argv, *options]).returncode
         if code:
             raise SystemExit(f"{step} ended with {code}; the same command goes on from here")
@@ -645,7 +656,7 @@ def main() -> None:
                 run.result("build", size).unlink()
             do("build", size)
             do("search", size)
-            do("exact")
+            do("exact", size)
             do("recall", size)
             do("faiss", size)
         if arguments.discard:

@@ -220,23 +220,3 @@ def plant(
         X[q, places] = synthetic.noisy(source[chosen], squared.astype(np.float32), rng)
         is_planted[q, places] = True
     return Queries(X, true, is_planted, is_real, share)
-
-
-def votes_of(
-    photos: np.ndarray, squared: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Photos found by the rows (m, k) of a query, -1 for none, and their votes; most first, ties by
-    number. A row has a vote for a photo: 1, or 1 - d / d_k of its nearest, as DelfIndex has it."""
-    order = np.argsort(photos, axis=1, kind="stable")
-    ordered = np.take_along_axis(photos, order, 1)
-    first = ordered >= 0
-    first[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
-    weights = None
-    if squared is not None:
-        finite = np.where(photos >= 0, squared, 0)
-        farthest = np.maximum(finite.max(1, keepdims=True), 1e-30)
-        weights = np.take_along_axis(1 - finite / farthest, order, 1)[first].astype(np.float64)
-    found, inverse = np.unique(ordered[first], return_inverse=True)
-    votes = np.bincount(inverse, weights, len(found))
-    best = np.lexsort((found, -votes))
-    return found[best], votes[best]

@@ -398,6 +398,10 @@ class Run:
             if name in peers:
                 result["bytes_per_descriptor"] = peers[name].bytes / stream.n_rows(n_blocks)
                 result["build_s"] = peers[name].build_s
+            else:
+                usage = file.memory_usage()
+                inside = sum(usage[part] for part in ("codes", "ids", "leaves"))
+                result["bytes_per_descriptor"] = inside / len(file)
             methods.append(result)
             print(f"{name_of(size)} {json.dumps(result)}", flush=True)
         self.save("faiss", size, {"k": k, "n_probe": probes, "methods": methods})

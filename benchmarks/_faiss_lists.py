@@ -84,7 +84,16 @@ def build_peers(
             peer.index.add(np.ascontiguousarray(X))
             peer.build_s += time.perf_counter() - start
     for peer in peers.values():
-        lists = faiss.extract_index_ivf(peer.index).invlists
-        n = sum(lists.list_size(i) for i in range(lists.nlist))
-        peer.bytes = n * (lists.code_size + 8) if lists.code_size < 1 << 20 else 0
+        peer.bytes = _bytes_of(faiss, peer.index)
     return peers
+
+
+def _bytes_of(faiss: Any, index: Any) -> int:
+    """Codes, filled up to whole blocks where it has any, and ids of 8 bytes."""
+    lists = faiss.downcast_InvertedLists(faiss.extract_index_ivf(index).invlists)
+    sizes = np.array([lists.list_size(i) for i in range(lists.nlist)])
+    if hasattr(lists, "n_per_block"):
+        codes = int((-(-sizes // lists.n_per_block)).sum()) * lists.block_size
+    else:
+        codes = int(sizes.sum()) * lists.code_size
+    return codes + 8 * int(sizes.sum())

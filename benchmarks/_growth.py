@@ -101,120 +101,153 @@ def series_of(measured: list[dict[str, Any]]) -> dict[str, dict[str, list[Point]
     }
 
 
-def markdown(measured: list[dict[str, Any]], laws: dict[str, Any]) -> str:
-    """The tables as docs have them."""
-    lines = []
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines] + [""]
 
-    def row(*cells: Any) -> None:
-        lines.append("| " + " | ".join(str(c) for c in cells) + " |")
 
-    def head(*cells: str) -> None:
-        row(*cells)
-        lines.append("|---" * len(cells) + "|")
+def _union(dictionaries: Sequence[dict[str, Any]]) -> list[str]:
+    """All keys, in the order in which they come up."""
+    return list(dict.fromkeys(key for d in dictionaries for key in d))
 
-    settings = [s for s in measured[0]["search"]["settings"]]
-    head(
-        "descriptors", "built, a second", "peak GB (anonymous)", "load s",
-        *(f"ms, {_setting_name(s)} (p90)" for s in settings),
-        "planted photo first", "by weighed votes", "planted rows found",
-    )  # fmt: skip
-    for size in measured:
+
+def _number(value: Any, form: str = ".3f") -> str:
+    return "" if value is None else format(value, form)
+
+
+def _overview(measured: list[dict[str, Any]]) -> list[str]:
+    by_name = [{_setting_name(s): s for s in size["search"]["settings"]} for size in measured]
+    names = _union(by_name)
+    rows = []
+    for size, settings in zip(measured, by_name):
         build, search = size.get("build", {}), size["search"]
-        last = search["settings"][len(settings) - 1]
-        row(
-            f"{search['n']:,}",
-            f"{build['descriptors_per_s']:,.0f}" if build else "",
-            f"{build['peak_anonymous'] / 1e9:.2f}" if build else "",
-            f"{search['load_s']:.2f}",
-            *(f"{s['cpu_ms_median']:.1f} ({s['cpu_ms_p90']:.1f})" for s in search["settings"]),
-            f"{last['first']:.3f}",
-            f"{last['first_weighed']:.3f}",
-            f"{last['planted_recall']:.3f}",
+        peak = build.get("peak_anonymous")
+        last = settings[list(settings)[-1]]
+        rows.append(
+            [
+                f"{search['n']:,}",
+                build.get("n_lists", ""),
+                build.get("leaf_size", ""),
+                _number(build.get("descriptors_per_s"), ",.0f"),
+                _number(peak and peak / 1e9, ".2f"),
+                f"{search['load_s']:.2f}",
+                *(
+                    f"{s['cpu_ms_median']:.1f} ({s['cpu_ms_p90']:.1f})" if s else ""
+                    for s in map(settings.get, names)
+                ),
+                *(f"{last[key]:.3f}" for key in ("first", "first_weighed", "planted_recall")),
+            ]
         )
-    parts = list(measured[0]["search"]["bytes_in_memory"])
-    lines.append("")
-    head("bytes a descriptor in memory", *parts, "floor: code", "floor: id", "resident GB, warm")
+    head = ["descriptors", "lists", "leaf", "built, a second", "peak GB, anonymous", "load s"]
+    head += [f"ms, {name} (p90)" for name in names]
+    return _table([*head, "photo first", "first, weighed votes", "planted rows found"], rows)
+
+
+def _bytes(measured: list[dict[str, Any]]) -> list[str]:
+    parts = _union([size["search"]["bytes_in_memory"] for size in measured])
+    rows = []
     for size in measured:
         search = size["search"]
-        n, ids = search["n"], search["floors"]["id_bits"]
+        floors, n = search["floors"], search["n"]
         scheme = size.get("build", {}).get("postings", "photos")
-        row(
-            f"{n:,}",
-            *(f"{search['bytes_in_memory'][p] / n:.3f}" for p in parts),
-            f"{search['floors']['code_bits_entropy'] / 8:.3f}",
-            f"{ids['whole lists'][scheme] / 8:.3f}",
-            f"{search['memory_after_queries'].get('resident', 0) / 1e9:.2f}",
+        rows.append(
+            [
+                f"{n:,}",
+                *(f"{search['bytes_in_memory'].get(p, 0) / n:.3f}" for p in parts),
+                f"{search['bytes_in_memory']['total'] / 1e9:.3f}",
+                f"{floors['code_bits_entropy'] / 8:.3f}",
+                f"{floors['id_bits']['whole lists'][scheme] / 8:.3f}",
+                f"{search['memory_after_queries'].get('resident', 0) / 1e9:.2f}",
+            ]
         )
-    lines.append("")
-    schemes = [
-        k for k, v in measured[0]["search"]["floors"]["id_bits"].items() if isinstance(v, dict)
+    head = ["bytes a descriptor in memory", *parts, "total GB", "floor: code", "floor: id"]
+    return _table([*head, "resident GB, warm"], rows)
+
+
+def _schemes(measured: list[dict[str, Any]]) -> list[str]:
+    """A line for each scheme, a column for each size: Elias-Fano, and the floor in brackets."""
+    all_bits = [size["search"]["floors"]["id_bits"] for size in measured]
+    rows = [
+        ["plain", *(f"{bits['plain']:.0f}" for bits in all_bits)],
+        ["features, shared out jointly", *(f"({b['features_jointly']:.2f})" for b in all_bits)],
     ]
-    head(
-        "bits of an id", "features jointly, floor",
-        *(f"{kind}, {s}: Elias-Fano (floor)" for s in schemes for kind in ("features", "photos")),
-    )  # fmt: skip
-    for size in measured:
-        ids = size["search"]["floors"]["id_bits"]
-        row(
+    for scheme in (k for k in _union(all_bits) if k not in ("plain", "features_jointly")):
+        for kind in ("features", "photos"):
+            cells = [bits.get(scheme) for bits in all_bits]
+            rows.append(
+                [
+                    f"{kind}, {scheme}",
+                    *(f"{c[kind + '_elias_fano']:.2f} ({c[kind]:.2f})" if c else "" for c in cells),
+                ]
+            )
+    return _table(["bits of an id (floor)", *(f"{s['search']['n']:,}" for s in measured)], rows)
+
+
+def _recalls(measured: list[dict[str, Any]]) -> list[str]:
+    settings = [
+        (s["search"]["n"], r)
+        for s in measured
+        for r in s.get("recall", {"settings": []})["settings"]
+    ]
+    lines: list[str] = []
+    if settings:
+        names = [name for name in _union([r for _, r in settings]) if name != "n_probe"]
+        head = ["beside exact search", "lists", *(name.replace("_", " ") for name in names)]
+        rows = [[f"{n:,}", r["n_probe"], *(_number(r.get(k)) for k in names)] for n, r in settings]
+        lines += _table(head, rows)
+    rows = [
+        [f"{size['search']['n']:,}", probes, *(f"{v:.3f}" for v in values.values())]
+        for size in measured
+        for probes, values in size["search"]["agreement"]["n_probe"].items()
+    ]
+    head = ["of what 64 lists give, found in", "lists", "first 1", "first 10", "first 64"]
+    return lines + _table(head, rows)
+
+
+def _peers(measured: list[dict[str, Any]]) -> list[str]:
+    rows = [
+        [
             f"{size['search']['n']:,}",
-            f"{ids['features_jointly']:.2f}",
-            *(
-                f"{ids[s][kind + '_elias_fano']:.2f} ({ids[s][kind]:.2f})"
-                for s in schemes
-                for kind in ("features", "photos")
-            ),
-        )
-    lines.append("")
-    if any("recall" in size for size in measured):
-        names = [k for k in measured[0].get("recall", {"settings": [{}]})["settings"][0]]
-        head("beside exact search", *(n.replace("_", " ") for n in names))
-        for size in measured:
-            for setting in size.get("recall", {}).get("settings", []):
-                row(
-                    f"{size['search']['n']:,}",
-                    setting["n_probe"],
-                    *(f"{v:.3f}" for k, v in setting.items() if k != "n_probe"),
-                )
-        lines.append("")
-    head("first few of 64 lists found in few", *(f"first {r}" for r in (1, 10, 64)))
-    for size in measured:
-        for probes, values in size["search"]["agreement"]["n_probe"].items():
-            row(f"{size['search']['n']:,}, {probes} lists", *(f"{v:.3f}" for v in values.values()))
-    lines.append("")
-    if any("faiss" in size for size in measured):
-        head(
-            "method", "descriptors", "ms a photo (p90)", "planted first", "rows found", "recall 64"
-        )
-        for size in measured:
-            for m in size.get("faiss", {}).get("methods", []):
-                row(
-                    m["method"],
-                    f"{size['search']['n']:,}",
-                    f"{m['cpu_ms_median']:.1f} ({m['cpu_ms_p90']:.1f})",
-                    f"{m['first_weighed']:.3f}",
-                    f"{m['planted_recall']:.3f}",
-                    f"{m['recall_64']:.3f}" if "recall_64" in m else "",
-                )
-        lines.append("")
-    head("law", "fitted", "farthest from it")
+            m["method"],
+            f"{m['cpu_ms_median']:.1f} ({m['cpu_ms_p90']:.1f})",
+            f"{m['first_weighed']:.3f}",
+            f"{m['planted_recall']:.3f}",
+            *(_number(m.get(key)) for key in ("nearest_in_1", "recall_10", "recall_64")),
+            _number(m.get("bytes_per_descriptor"), ".2f"),
+        ]
+        for size in measured
+        for m in size.get("faiss", {}).get("methods", [])
+    ]
+    head = ["descriptors", "method", "ms a photo (p90)", "photo first, weighed", "planted rows"]
+    head += ["nearest in 1", "recall 10", "recall 64", "bytes with ids"]
+    return _table(head, rows) if rows else []
+
+
+def _laws(laws: dict[str, Any]) -> list[str]:
+    rows = []
     for kind, unit in (("latency", "ms"), ("memory", "bytes")):
         for name, law in laws[kind].items():
-            if law.get("power"):
-                p = law["power"]
-                row(f"{kind}, {name}", f"{p['a']:.3g} n^{p['b']:.3f} {unit}", f"x {p['off']:.2f}")
-            if law.get("affine"):
-                p = law["affine"]
-                row(
-                    f"{kind}, {name}",
-                    f"{p['c']:.3g} + {p['a']:.3g} n {unit}",
-                    f"x {p['off']:.2f}",
-                )
+            power, affine = law.get("power"), law.get("affine")
+            if power:
+                fitted = f"{power['a']:.3g} n^{power['b']:.3f} {unit}"
+                rows.append([f"{kind}, {name}", fitted, f"x {power['off']:.2f}"])
+            if affine and affine["c"] >= 0 and affine["a"] >= 0:
+                fitted = f"{affine['c']:.3g} + {affine['a']:.3g} n {unit}"
+                rows.append([f"{kind}, {name}", fitted, f"x {affine['off']:.2f}"])
     for kind in ("first", "planted", "recall"):
         for name, law in laws[kind].items():
             if law.get("log"):
                 p = law["log"]
-                row(f"{kind}, {name}", f"{p['c']:.3f} {p['s']:+.4f} log10 n", f"{p['off']:.3f}")
-    return "\n".join(lines) + "\n"
+                fitted = f"{p['c']:.3f} {p['s']:+.4f} log10 n"
+                rows.append([f"{kind}, {name}", fitted, f"{p['off']:.3f}"])
+    return _table(["law", "fitted", "farthest from it"], rows) if rows else []
+
+
+def markdown(measured: list[dict[str, Any]], laws: dict[str, Any]) -> str:
+    """The tables as docs have them."""
+    parts = (_overview, _bytes, _schemes, _recalls, _peers)
+    lines = [line for part in parts for line in part(measured)]
+    return "\n".join(lines + _laws(laws)) + "\n"
 
 
 def plot(series: dict[str, dict[str, list[Point]]], laws: dict[str, Any], path: Path) -> None:
@@ -243,7 +276,7 @@ def plot(series: dict[str, dict[str, list[Point]]], laws: dict[str, Any], path: 
             kind = "latency" if ax is axes[0] else "memory" if ax is axes[2] else ""
             law = laws.get(kind, {}).get(name, {})
             fine = np.geomspace(min(n), max(n), 50)
-            if law.get("affine"):
+            if law.get("affine") and law["affine"]["c"] >= 0 and law["affine"]["a"] >= 0:
                 fitted = law["affine"]["c"] + law["affine"]["a"] * fine
                 ax.plot(fine, fitted, "--", color=line.get_color(), lw=0.8)
         ax.set_xscale("log")

@@ -187,9 +187,12 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
             rows[key]["alone_codes_per_s"] = rows[key]["codes_of_lists"] / seconds
     ours = next(method for method in methods.values() if isinstance(method, Ours))
     for n_probe in arguments.probes:
-        rows[OURS, n_probe]["choose_lists_ms"] = 1e3 * interleaved_medians(
-            {0: lambda i, p=n_probe: ours.file.model_.view.choose_lists(batches[0], p, 1)}, 9, 1
-        )[0]
+        rows[OURS, n_probe]["choose_lists_ms"] = (
+            1e3
+            * interleaved_medians(
+                {0: lambda i, p=n_probe: ours.file.model_.view.choose_lists(batches[0], p, 1)}, 9, 1
+            )[0]
+        )
     return list(rows.values())
 
 
@@ -233,7 +236,9 @@ def print_table(result: dict[str, Any]) -> None:
     )
     for simd, rows in result["instruction_sets"].items():
         head = "".join(f"{f'r@{r}':>7}" for r in RANKS)
-        print(f"{simd:38}{'lists':>6}{'bytes':>7}{'+books':>7}{head}{'ms':>9}{'G/s':>7}{'alone':>9}")
+        print(
+            f"{simd:38}{'lists':>6}{'bytes':>7}{'+books':>7}{head}{'ms':>9}{'G/s':>7}{'alone':>9}"
+        )
         for row in rows:
             recalls = "".join(f"{value:>7.3f}" for value in row["recall"].values())
             alone = f"{row['alone_ms']:>9.1f}" if "alone_ms" in row else ""

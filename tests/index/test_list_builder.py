@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from delfsearch.errors import IndexFormatError
 from delfsearch.index.code_model import CodeModel
 from delfsearch.index.inverted_file import InvertedFile
-from delfsearch.index.list_builder import InvertedFileBuilder
+from delfsearch.index.list_builder import InvertedFileBuilder, open_lists
 from delfsearch.index.list_merge import ListWriter, Part, merge_lists
 from delfsearch.storage.array_writer import ArrayWriter
 
@@ -81,6 +81,11 @@ def test_an_interrupted_build_goes_on(tmp_path, rows, model):
     assert again.n_photos == 4 and again.n_rows == starts[4]
     add_in_pieces(again, rows, first_photo=4)
     assert same_arrays(again.finish(), expected)
+    assert same_arrays(open_lists(tmp_path / "b", model), expected)
+    with pytest.raises(FileExistsError, match="holds a finished inverted file"):
+        InvertedFileBuilder(model, tmp_path / "b")
+    with pytest.raises(IndexFormatError, match="holds no finished"):
+        open_lists(tmp_path, model)
 
 
 def test_without_exact_descriptors(tmp_path, rows, model):

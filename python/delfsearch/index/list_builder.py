@@ -37,8 +37,8 @@ class InvertedFileBuilder:
     postings : "features", ids are row numbers; "photos", numbers of the photos that rows belong to.
     keep_exact : also keep the 8-bit descriptors. leaf_size : see InvertedFile. part_rows : rows
         held at a time, some 150 bytes each. n_jobs : threads.
-    Raises IndexFormatError where the folder holds something else, ValueError where it was begun
-    with other parameters.
+    Raises FileExistsError where the folder holds a finished inverted file, IndexFormatError where
+    it holds something else, ValueError where it was begun with other parameters.
     """
 
     def __init__(
@@ -76,6 +76,11 @@ class InvertedFileBuilder:
         self._folder.mkdir(parents=True, exist_ok=True)
         state = self._folder / _STATE
         if not state.exists():
+            if self.is_finished(self._folder):
+                raise FileExistsError(
+                    f"{self._folder} holds a finished inverted file; open it with open_lists, or "
+                    "take another folder"
+                )
             if any(self._folder.iterdir()):
                 raise IndexFormatError(f"{self._folder} is not empty and holds no builder's parts")
             self._write_state()
@@ -165,7 +170,9 @@ class InvertedFileBuilder:
         parts, exact, first = [], [], 0
         for number, described in enumerate(self._parts):
             if described["rows"]:
-                file = self._file(self._folder / _part_name(number))
+                file = _read(
+                    self._folder / _part_name(number), self._model, {"n_jobs": self._n_jobs}
+                )
                 parts.append(Part(file, None, first))
                 exact.append(file)
             first += described["photos" if self._grouped else "rows"]
@@ -181,15 +188,32 @@ class InvertedFileBuilder:
             sink.append("exact", file.arrays()["exact"])
         sink.write("shape", np.array([n, leaf_blocks, first, self._grouped], np.int64))
         sink.finish()
+        # Without a state the lists are complete, and parts that are left are of no use.
+        (self._folder / _STATE).unlink()
+        sync_folder(self._folder)
         for number in range(len(self._parts)):
             shutil.rmtree(self._folder / _part_name(number), ignore_errors=True)
-        (self._folder / _STATE).unlink()
-        return self._file(target)
+        return open_lists(self._folder, self._model, leaf_size=self._leaf_size, n_jobs=self._n_jobs)
 
-    def _file(self, folder: Path) -> InvertedFile:
-        arrays = {path.stem: open_array(path) for path in folder.glob("*.npy")}
-        params = {"leaf_size": self._leaf_size, "n_jobs": self._n_jobs}
-        return InvertedFile.from_arrays(arrays, self._model, params)
+    @staticmethod
+    def is_finished(folder: str | os.PathLike[str]) -> bool:
+        """Whether a folder holds what `finish` made."""
+        return (Path(folder) / _LISTS).is_dir() and not (Path(folder) / _STATE).exists()
+
+
+def open_lists(folder: str | os.PathLike[str], model: CodeModel, **params: Any) -> InvertedFile:
+    """Open what InvertedFileBuilder.finish made, by memory map; params as InvertedFile's.
+
+    Raises IndexFormatError where the folder holds no such thing.
+    """
+    if not InvertedFileBuilder.is_finished(folder):
+        raise IndexFormatError(f"{folder} holds no finished inverted file")
+    return _read(Path(folder) / _LISTS, model, params)
+
+
+def _read(folder: Path, model: CodeModel, params: dict[str, Any]) -> InvertedFile:
+    arrays = {path.stem: open_array(path) for path in folder.glob("*.npy")}
+    return InvertedFile.from_arrays(arrays, model, params)
 
 
 def _part_name(number: int) -> str:

@@ -225,6 +225,21 @@ def test_info(capsys, index_folder, photos):
     assert "every byte fits its checksum" in out
 
 
+def test_index_by_posting_lists(capsys, tmp_path, photos, extraction):
+    index = str(tmp_path / "lists")
+    options = ["--method", "ivf", "--n-lists", "4", "--postings", "photos"]
+    assert main(["index", str(photos), index, "--quiet", *options, *extraction]) == 0
+    capsys.readouterr()
+    assert main(["info", index]) == 0
+    shown = capsys.readouterr().out
+    assert "method       ivf" in shown and "n_lists=4" in shown and "postings=photos" in shown
+    assert main(["query", index, str(photos / "photo2.png"), "--min-inliers", "5"]) == 0
+    assert "photo2.png  #" in capsys.readouterr().out
+    wrong = ["index", str(photos), str(tmp_path / "x"), "--quiet", "--method", "ivf"]
+    assert main([*wrong, "--rerank", "-1", *extraction]) == 2
+    assert "rerank" in capsys.readouterr().err
+
+
 def test_check_of_a_damaged_index_exits_1(capsys, own_index):
     largest = max(own_index.rglob("*.npy"), key=lambda file: file.stat().st_size)
     content = bytearray(largest.read_bytes())

@@ -126,11 +126,11 @@ def dataset(tmp_path):
     ).check()
 
 
-def run_mosaic(dataset, folder, mosaic=None, **options):
+def run_mosaic(dataset, folder, mosaic=None, settings=SETTINGS, **options):
     system = Mosaic() if mosaic is None else mosaic
     shelf = FeatureStore(folder / "features").shelf({"system": "mosaic"}, system.stream)
     return run_system(
-        Runnable("local", "mosaic", shelf), dataset, EFFORTS, folder, settings=SETTINGS, **options
+        Runnable("local", "mosaic", shelf), dataset, EFFORTS, folder, settings=settings, **options
     )
 
 
@@ -171,6 +171,17 @@ def test_answers_are_those_of_index_and_verifier(dataset, tmp_path):
         assert run.answers[effort]["qa"] == [(names[h.id], h.score) for h in hits]
         hits = verifier.verify(index.query(photos[own], **options, exclude_ids=[own]))
         assert run.answers[effort]["b0"] == [(names[h.id], h.score) for h in hits]
+
+
+def test_posting_lists_may_take_the_place_of_the_tree(dataset, tmp_path):
+    lists = {"n_lists": 4, "n_probe": 4, "code": "6x8"}
+    settings = dataclasses.replace(SETTINGS, lists=lists)
+    assert settings.key() != SETTINGS.key() and "lists" not in SETTINGS.key()
+    run = run_mosaic(dataset, tmp_path / "out", settings=settings)
+    for answers in run.answers.values():
+        assert {"a0", "a1"} <= {name for name, _ in answers["qa"][:3]}
+    trees = run_mosaic(dataset, tmp_path / "out")
+    assert run.bytes_per_photo != trees.bytes_per_photo
 
 
 @pytest.mark.parametrize("rounds", [0, 1])

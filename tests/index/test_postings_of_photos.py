@@ -76,6 +76,19 @@ def test_where_and_memory(photos):
     assert index.memory_usage()["ids"] < whole.memory_usage()["ids"]
 
 
+def test_the_limit_holds_for_exact_distances(photos):
+    index = DelfIndex(**LISTS).fit(photos)
+    free = index.query(photos[0], k=20)
+    limit = float(np.median(free.squared_distances))
+    index.set_params(max_squared_distance=limit)
+    found = index.query(photos[0], k=20)
+    assert 0 < len(found.squared_distances) < len(free.squared_distances)
+    assert (found.squared_distances <= limit).all()
+    assert (np.diff(found.offsets) > 0).all() and found.offsets[-1] == len(found.query_xy)
+    index.set_params(max_squared_distance=0.0)
+    assert len(index.query(photos[0]).image_ids) == 0
+
+
 def test_postings_are_settled_by_fit(photos):
     index = DelfIndex(**LISTS).fit(photos)
     expected = index.query(photos[0])

@@ -20,6 +20,7 @@ from delfsearch.cli.common import (
     load_search,
     make_extractor,
     photo_files,
+    positive,
     progress_interval,
     typical_size,
 )
@@ -50,6 +51,30 @@ def add_parsers(commands: Any) -> None:
         choices=("own", "general"),
         help="own: learn the reduction to --dimensions from these photos; general: the one that "
         "comes with the weights. Default: general where the weights have one",
+    )
+    group = parser.add_argument_group("index")
+    group.add_argument(
+        "--method",
+        choices=("auto", "kdtree", "ivf"),
+        default="auto",
+        help="kdtree: 8 bits a dimension; ivf: posting lists of 50-bit codes, for collections that "
+        "outgrow memory. Default: auto, ivf from 20 million descriptors on",
+    )
+    group.add_argument(
+        "--n-lists", type=positive, default=8000, metavar="N", help="posting lists; default 8000"
+    )
+    group.add_argument(
+        "--postings",
+        choices=("features", "photos"),
+        default="features",
+        help="what the lists name; photos takes less memory, for the largest collections",
+    )
+    group.add_argument(
+        "--rerank",
+        type=int,
+        default=0,
+        metavar="R",
+        help="compare the R best codes of each descriptor by 8 bits a dimension; default 0",
     )
     add_extractor_options(parser)
     add_progress_options(parser)
@@ -89,6 +114,7 @@ def add_parsers(commands: Any) -> None:
 
 def _index(arguments: argparse.Namespace) -> int:
     from delfsearch.index.builder import check_place
+    from delfsearch.index.delf_index import DelfIndex
     from delfsearch.search import ImageSearch
 
     labels = None if arguments.labels is None else read_labels(arguments.labels)
@@ -101,7 +127,14 @@ def _index(arguments: argparse.Namespace) -> int:
         extractor.get_state()  # says so where the weights have none
     if not arguments.quiet:
         _say_expected_time(extractor, photo_files(arguments.photos), arguments)
-    search = ImageSearch(extractor)
+    index = DelfIndex(
+        method=arguments.method,
+        n_lists=arguments.n_lists,
+        postings=arguments.postings,
+        rerank=arguments.rerank,
+        max_squared_distance=extractor.max_squared_distance,
+    )
+    search = ImageSearch(extractor, index)
     every_s = progress_interval(arguments)
     with ShownProgress(every_s, "the same command goes on from there") as progress:
         search.fit(
@@ -186,6 +219,7 @@ def _info(arguments: argparse.Namespace) -> int:
         "on disk": f"{format_bytes(size)}, {memory['bytes_per_descriptor']:.1f} bytes a "
         f"descriptor, {memory['in_memory_per_descriptor']:.1f} of them in memory",
         "extractor": _described((index.attachment("extractor") or ({},))[0]),
+        "method": index.method_,
         "index": _described(index.get_params()),
         "verifier": _described(search.verifier_.get_params()),
     }.items():

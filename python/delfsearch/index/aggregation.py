@@ -144,8 +144,12 @@ class View:
         rows: NDArray[np.int64],
         max_candidates: int,
         weigh_by_distance: bool,
+        max_squared_distance: float | None = None,
     ) -> Matches:
-        """Group the neighbours of one query photo by database photo."""
+        """Group the neighbours of one query photo by database photo.
+
+        max_squared_distance : of features that were found again in photos (Segment.rematch).
+        """
         image_ids, offsets, query_indices, database_indices, rows, squared = _core.group_by_photo(
             rows,
             squared_distances,
@@ -156,6 +160,7 @@ class View:
             weigh_by_distance,
         )
         xy = np.empty((len(rows), 2), np.float32)
+        too_far = np.zeros(len(rows), bool)
         owner = np.searchsorted(self.bases, rows, side="right") - 1
         for s, segment in enumerate(self.segments):
             mine = np.flatnonzero(owner == s)
@@ -170,8 +175,10 @@ class View:
                     photos,
                 )
                 database_indices[mine] = own - segment.offsets[photos]
+                if max_squared_distance is not None:
+                    too_far[mine] = squared[mine] > max_squared_distance
             xy[mine] = segment.keypoints_xy[own]
-        return Matches(
+        matches = Matches(
             image_ids=image_ids,
             offsets=offsets,
             query_indices=query_indices,
@@ -180,6 +187,22 @@ class View:
             database_xy=xy,
             squared_distances=squared,
         )
+        return _only(matches, ~too_far) if too_far.any() else matches
+
+
+def _only(matches: Matches, kept: NDArray[np.bool_]) -> Matches:
+    """Keep some pairs, and the photos that have any left."""
+    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])[matches.offsets]
+    filled = np.diff(ends) > 0
+    return Matches(
+        image_ids=matches.image_ids[filled],
+        offsets=np.concatenate([np.zeros(1, np.int64), ends[1:][filled]]),
+        query_indices=matches.query_indices[kept],
+        database_indices=matches.database_indices[kept],
+        query_xy=matches.query_xy[kept],
+        database_xy=matches.database_xy[kept],
+        squared_distances=matches.squared_distances[kept],
+    )
 
 
 def batches(counts: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -58,7 +58,9 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
     k, max_leaves, max_candidates : defaults of `query`. max_leaves None means 128 of the tree,
         10,000 of each list.
     max_squared_distance : neighbours beyond it are no putative matches, >= 0; None keeps all k. In
-        a small collection the k nearest of any feature are spread over every photo.
+        a small collection the k nearest of any feature are spread over every photo. Of lists it is
+        the distance to what a code stands for, larger on average, unless rerank or postings of
+        photos bring in the 8-bit descriptors.
     leaf_size : descriptors of a leaf; None means 64 of the tree, 2,048 of the lists.
     clip_quantile : of the 8 bits, see QuantizedKDTree.
     postings : what the lists name. "photos" takes half the bits of "features": about 1.2 bytes in
@@ -350,7 +352,12 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
                 mine = slice(starts[i], starts[i + 1])
                 answers.append(
                     view.group(
-                        photo, squared[mine], rows[mine], candidates, self.vote == "distance"
+                        photo,
+                        squared[mine],
+                        rows[mine],
+                        candidates,
+                        self.vote == "distance",
+                        self.max_squared_distance,
                     )
                 )
         return answers

@@ -28,6 +28,8 @@ class SearchSettings:
     """What the search does beside the effort.
 
     leaf_size : descriptors in a leaf of the tree; the paper states none, 1 is FLANN's.
+    lists : parameters of DelfIndex(method="ivf") where posting lists take the place of the tree
+        (Sec. 5.4), such as {"n_lists": 8000}; T are then leaves of each list. None: the tree.
     max_candidates : photos verified for each query, those with most votes.
     max_squared_distance : neighbours beyond it are no putative matches; None keeps all K, as the
         paper says nothing of a limit.
@@ -38,6 +40,7 @@ class SearchSettings:
     """
 
     leaf_size: int = 1
+    lists: Mapping[str, Any] | None = None
     max_candidates: int = 500
     max_squared_distance: float | None = None
     min_inliers: int = 3
@@ -47,7 +50,11 @@ class SearchSettings:
 
     def key(self) -> dict[str, Any]:
         """Return what the answers depend on."""
-        return {name: value for name, value in asdict(self).items() if name != "n_jobs"}
+        told = asdict(self)
+        del told["n_jobs"]
+        if told["lists"] is None:
+            del told["lists"]  # as before there were any
+        return told
 
 
 @dataclass(frozen=True)

@@ -149,14 +149,19 @@ def _local_index(
     progress: Progress | None,
 ) -> DelfIndex:
     """Return the index of the database, built on disk in bounded memory if it is not there yet."""
-    place = folder / "indexes" / key_of({**what, "leaf_size": settings.leaf_size})
+    built: dict[str, Any] = {"method": "kdtree", "leaf_size": settings.leaf_size}
+    named: dict[str, Any] = {"leaf_size": settings.leaf_size}
+    if settings.lists is not None:
+        built = {"method": "ivf", **settings.lists}
+        named = {"lists": dict(settings.lists)}
+    place = folder / "indexes" / key_of({**what, **named})
     options: dict[str, Any] = {"max_squared_distance": settings.max_squared_distance}
     try:
         return DelfIndex.load(place, n_jobs=settings.n_jobs).set_params(**options)  # type: ignore[no-any-return]
     except IndexFormatError:
         pass  # not there, or still being built
     place.parent.mkdir(parents=True, exist_ok=True)
-    index = DelfIndex(leaf_size=settings.leaf_size, n_jobs=settings.n_jobs, **options)
+    index = DelfIndex(n_jobs=settings.n_jobs, **built, **options)
     builder = IndexBuilder(index, place)
     try:
         known = builder.known_names

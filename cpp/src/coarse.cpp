@@ -55,7 +55,15 @@ struct CoarseSearch::Scratch {
 };
 
 CoarseSearch::CoarseSearch(Span<const float> centroids, std::size_t d)
-    : d_(d), values_(centroids.begin(), centroids.end()), exact_(centroids, d) {
+    : d_(d), values_(centroids.begin(), centroids.end()) {
+  if (d == 0 || centroids.empty() || centroids.size() % d != 0)
+    throw std::invalid_argument("centroids must be a (k, d) matrix, k and d at least 1");
+  packed_.assign((size() + centroids::kBlock - 1) / centroids::kBlock * centroids::kBlock * d,
+                 0.0f);
+  for (std::size_t c = 0; c < size(); ++c)
+    for (std::size_t i = 0; i < d; ++i)
+      packed_[(c / centroids::kBlock * d + i) * centroids::kBlock + c % centroids::kBlock] =
+          values_[c * d + i];
   // Without vectors of integers float32 is faster.
   if (size() < kFewCentroids || simd() == Simd::kScalar) return;
   const Quantizer quantizer = fit_quantizer(values_, d, 1.0);
@@ -95,8 +103,10 @@ float CoarseSearch::squared_distance(const float* x, std::size_t centroid) const
 
 void CoarseSearch::nearest_of_all(const float* x, std::size_t n_nearest, Scratch& scratch,
                                   std::uint32_t* numbers) const {
-  scratch.distances.resize(exact_.padded_size());
-  exact_.squared_distances(x, scratch.distances.data());
+  const std::size_t n_blocks = packed_.size() / (d_ * centroids::kBlock);
+  scratch.distances.resize(n_blocks * centroids::kBlock);
+  centroids::kernels().squared_distances({packed_.data(), nullptr, d_, n_blocks}, x,
+                                         scratch.distances.data());
   auto& all = scratch.candidates;
   all.resize(size());
   for (std::size_t c = 0; c < size(); ++c)

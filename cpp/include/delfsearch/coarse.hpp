@@ -12,7 +12,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "delfsearch/centroids.hpp"
 #include "delfsearch/span.hpp"
 
 namespace delfsearch {
@@ -22,7 +21,7 @@ class CoarseSearch {
   // centroids (k, d) row-major, k, d >= 1, at most Quantizer::kMaxMagnitude. Copied.
   CoarseSearch(Span<const float> centroids, std::size_t d);
 
-  std::size_t size() const { return exact_.size(); }
+  std::size_t size() const { return values_.size() / d_; }
   std::size_t dimension() const { return d_; }
 
   // (m, n_nearest) numbers of the nearest centroids of rows X (m, d), best first.
@@ -34,7 +33,7 @@ class CoarseSearch {
 
   std::size_t d_;
   std::vector<float> values_;
-  CentroidSet exact_;
+  std::vector<float> packed_;         // the same in blocks, see simd/centroid_kernels.hpp
   std::size_t n_groups_ = 0;          // 0: everything in float32
   std::vector<std::uint8_t> codes_;   // blocks of 16, interleaved by 4 dimensions
   std::vector<float> norms_;          // seen from the middle of the range

@@ -168,8 +168,12 @@ void ListScan::leaves(std::size_t list, std::size_t begin, std::size_t end, Visi
   std::sort(order_.begin(), order_.end(), [&](std::uint32_t a, std::uint32_t b) {
     return by_leaf_[a] != by_leaf_[b] ? by_leaf_[a] < by_leaf_[b] : a < b;
   });
-  for (const std::uint32_t leaf : order_) {
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::uint32_t leaf = order_[i];
     if (by_leaf_[leaf] == kInfinity) break;
+    if (i + 1 < n)
+      scan::ask_for(file_.blocks.data() + block_of(order_[i + 1]) * code_.block_bytes(),
+                    scan::kAheadBytes);
     Visit* wanted[scan::kTogether];
     std::size_t n_wanted = 0;
     for (std::size_t v = 0; v < n_visits; ++v) {

@@ -68,6 +68,7 @@ DELFSEARCH_TARGET void may_pass_of(std::size_t n_parts, const std::uint8_t* bloc
   for (int q = 0; q < kTables; ++q) counts[q] = 0;
   for (std::size_t b = 0; b < n_blocks; ++b) {
     const std::uint8_t* part = blocks + b * n_parts * kPartBytes;
+    ask_for(part + kAheadBytes, n_parts * kPartBytes);
     __m256i sums[kTables][2];
     for (int q = 0; q < kTables; ++q) sums[q][0] = sums[q][1] = _mm256_setzero_si256();
     for (std::size_t p = 0; p < n_parts; ++p, part += kPartBytes) {

@@ -81,6 +81,7 @@ DELFSEARCH_TARGET void may_pass_of(std::size_t n_parts, const std::uint8_t* bloc
   }
   for (std::size_t b = 0; b < n_blocks; ++b) {
     const std::uint8_t* part = blocks + b * n_parts * kPartBytes;
+    ask_for(part + kAheadBytes, n_parts * kPartBytes);
     __m512i sums[kTables];
     {
       const __m512i numbers = unpack<kBits>(part);

@@ -18,6 +18,18 @@ namespace delfsearch::scan {
 constexpr std::size_t kTogether = 4;  // queries that share the unpacking of a block
 constexpr std::size_t kRoom = 16;     // entries that may be written behind the last one found
 
+// Scans ask for the codes so far ahead: processors do it by themselves within a page only.
+constexpr std::size_t kAheadBytes = 2048;
+
+inline void ask_for(const std::uint8_t* codes, std::size_t n_bytes) {
+#if defined(__GNUC__) || defined(__clang__)
+  for (std::size_t at = 0; at < n_bytes; at += 64) __builtin_prefetch(codes + at);
+#else
+  (void)codes;
+  (void)n_bytes;
+#endif
+}
+
 // 8-bit entries of one query, 2^bits a part, at most 255; a code passes where the saturating sum of
 // its entries is at most limit.
 struct ByteTable {

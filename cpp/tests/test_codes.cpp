@@ -492,7 +492,7 @@ void only_leaves_with_something_allowed_count() {
   const std::size_t d = 8, n = 6000;
   const auto X = gaussian(n * d, 12), queries = gaussian(40 * d, 13);
   const Built built = build(X, d, 1, {4, 5}, LopqOptions::Rotation::kLocal, 1);
-  const std::size_t n_places = built.filled.order.size();
+  const std::size_t n_places = built.order.size();
   std::vector<std::uint64_t> allowed(n_places / 64);
   for (const std::size_t place : {std::size_t{5}, n_places / 2}) allowed[place / 64] |= 1;
   const std::vector<std::uint32_t> probes(40, 0);

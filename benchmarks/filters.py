@@ -3,8 +3,8 @@
 The descriptors of all photos but a few are the database, each photo with a number in its metadata;
 those few are the queries, one photo at a time. Filters select .5, .1, .01 and .001 of the photos:
 by a set of ids, by label, by a range of metadata. Printed is the time of a filtered query over that
-of an unfiltered one, medians over interleaved rounds (CPU seconds with one thread); and what the
-first query with a filter takes more, which prepares it. "merged" is one segment, "segments" four.
+of the same query without, medians over interleaved rounds (CPU seconds with one thread); and what
+the first query with a filter takes more, which prepares it.
 
     python benchmarks/filters.py --descriptors FILE.npy --json out.json
 
@@ -14,14 +14,16 @@ FILE.npy is (n, d) float32; photo numbers (n,) lie beside it in FILE_image.npy.
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import environment, interleaved_medians, write_json
+from _common import environment, seconds_of, write_json
 
 from delfsearch import DelfIndex, LocalFeatures, Where
 
@@ -78,10 +80,10 @@ def measure(
     wheres = {share: filters(index, share) for share in SHARES}
     rows = []
     first: dict[tuple[float, str], float] = {}
+    index.query(queries[0], **options)
     for share, kinds in wheres.items():
         for kind, conditions in kinds.items():
             where = Where(**conditions)
-            index._segments.view.selections.__init__()  # forget what earlier filters left
             start = time.process_time()
             index.query(queries[0], where=where, **options)
             first[share, kind] = time.process_time() - start
@@ -94,7 +96,16 @@ def measure(
 
         call(0)
         calls[share] = call
-    medians = interleaved_medians(calls, arguments.rounds, arguments.threads)
+    times: dict[Any, list[float]] = {name: [] for name in calls}
+    for number in range(arguments.rounds):
+        for name, call in calls.items():
+            times[name].append(seconds_of(partial(call, number), arguments.threads))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    # Of the same photo in the same round: what disturbs one of them disturbs the other.
+    ratios = {
+        name: statistics.median(a / b for a, b in zip(values, times[1.0]))
+        for name, values in times.items()
+    }
     for share in SHARES:
         answers = [index.query(query, where=prepared[share], **options) for query in queries]
         rows.append(
@@ -103,7 +114,7 @@ def measure(
                 "photos": len(prepared[share].id_array),
                 "unfiltered_s": medians[1.0],
                 "filtered_s": medians[share],
-                "ratio": medians[share] / medians[1.0],
+                "ratio": ratios[share],
                 "first_more_s": {
                     kind: first[share, kind] - medians[share] for kind in wheres[share]
                 },

@@ -6,7 +6,8 @@ float search are among the first R found. Times are CPU seconds of one thread fo
 a photo, medians of interleaved rounds; each instruction set in a process of its own.
 
     python benchmarks/lists.py --descriptors FILE --n-database 397279 --json out.json
-    python benchmarks/lists.py --descriptors FILE --n-database 1250000 --n-lists 10 --probes 5 --alone
+    python benchmarks/lists.py --descriptors FILE --n-database 1250000 --n-lists 10 --probes 5 \\
+        --alone --peers OPQ12_36,IVF{n},PQ12x4fsr
 
 The second is about long lists: 125,000 codes each, the length at a billion over 8,000 lists.
 --alone: also one query a call, where nothing is shared. Rates count all codes of the lists that a
@@ -112,14 +113,14 @@ def build(arguments: argparse.Namespace, database: np.ndarray, folder: Path) -> 
         made = InvertedFile(n_lists=arguments.n_lists, n_jobs=-1).fit(database)
         made.set_params(n_jobs=1)
         file.write_bytes(pickle.dumps(made))
-    if arguments.no_peers:
+    if not arguments.peers:
         return
     try:
         import faiss
     except ImportError:
         print("faiss is left out: not installed (pip install faiss-cpu)", file=sys.stderr)
         return
-    for template in PEERS:
+    for template in arguments.peers:
         factory = template.format(n=arguments.n_lists)
         file = folder / f"faiss {factory}.faiss"
         if not file.exists():
@@ -187,9 +188,12 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
             rows[key]["alone_codes_per_s"] = rows[key]["codes_of_lists"] / seconds
     ours = next(method for method in methods.values() if isinstance(method, Ours))
     for n_probe in arguments.probes:
-        rows[OURS, n_probe]["choose_lists_ms"] = 1e3 * interleaved_medians(
-            {0: lambda i, p=n_probe: ours.file.model_.view.choose_lists(batches[0], p, 1)}, 9, 1
-        )[0]
+        rows[OURS, n_probe]["choose_lists_ms"] = (
+            1e3
+            * interleaved_medians(
+                {0: lambda i, p=n_probe: ours.file.model_.view.choose_lists(batches[0], p, 1)}, 9, 1
+            )[0]
+        )
     return list(rows.values())
 
 
@@ -233,7 +237,9 @@ def print_table(result: dict[str, Any]) -> None:
     )
     for simd, rows in result["instruction_sets"].items():
         head = "".join(f"{f'r@{r}':>7}" for r in RANKS)
-        print(f"{simd:38}{'lists':>6}{'bytes':>7}{'+books':>7}{head}{'ms':>9}{'G/s':>7}{'alone':>9}")
+        print(
+            f"{simd:38}{'lists':>6}{'bytes':>7}{'+books':>7}{head}{'ms':>9}{'G/s':>7}{'alone':>9}"
+        )
         for row in rows:
             recalls = "".join(f"{value:>7.3f}" for value in row["recall"].values())
             alone = f"{row['alone_ms']:>9.1f}" if "alone_ms" in row else ""
@@ -262,7 +268,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rerank", type=int, nargs="*", default=[])
     parser.add_argument("--alone", action="store_true", help="one query a call as well")
     parser.add_argument("--simd", nargs="+", default=["avx512", "avx2"], choices=FAISS_LEVELS)
-    parser.add_argument("--no-peers", action="store_true", help="leave FAISS out")
+    parser.add_argument(
+        "--peers", nargs="*", default=PEERS, help="FAISS's factory strings, {n} for --n-lists"
+    )
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json")

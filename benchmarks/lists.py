@@ -6,7 +6,8 @@ float search are among the first R found. Times are CPU seconds of one thread fo
 a photo, medians of interleaved rounds; each instruction set in a process of its own.
 
     python benchmarks/lists.py --descriptors FILE --n-database 397279 --json out.json
-    python benchmarks/lists.py --descriptors FILE --n-database 1250000 --n-lists 10 --probes 5 --alone
+    python benchmarks/lists.py --descriptors FILE --n-database 1250000 --n-lists 10 --probes 5 \\
+        --alone --peers OPQ12_36,IVF{n},PQ12x4fsr
 
 The second is about long lists: 125,000 codes each, the length at a billion over 8,000 lists.
 --alone: also one query a call, where nothing is shared. Rates count all codes of the lists that a
@@ -112,14 +113,14 @@ def build(arguments: argparse.Namespace, database: np.ndarray, folder: Path) -> 
         made = InvertedFile(n_lists=arguments.n_lists, n_jobs=-1).fit(database)
         made.set_params(n_jobs=1)
         file.write_bytes(pickle.dumps(made))
-    if arguments.no_peers:
+    if not arguments.peers:
         return
     try:
         import faiss
     except ImportError:
         print("faiss is left out: not installed (pip install faiss-cpu)", file=sys.stderr)
         return
-    for template in PEERS:
+    for template in arguments.peers:
         factory = template.format(n=arguments.n_lists)
         file = folder / f"faiss {factory}.faiss"
         if not file.exists():
@@ -267,7 +268,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rerank", type=int, nargs="*", default=[])
     parser.add_argument("--alone", action="store_true", help="one query a call as well")
     parser.add_argument("--simd", nargs="+", default=["avx512", "avx2"], choices=FAISS_LEVELS)
-    parser.add_argument("--no-peers", action="store_true", help="leave FAISS out")
+    parser.add_argument(
+        "--peers", nargs="*", default=PEERS, help="FAISS's factory strings, {n} for --n-lists"
+    )
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json")

@@ -69,18 +69,16 @@ class Reader {
   }
 
  private:
-  static constexpr std::size_t kMostRanked = 192;
-
   // order_: place, then where it was given.
   void sort(const std::int64_t* places, std::size_t n) {
     order_.resize(n);
-    if (n > kMostRanked || file_.first_block[file_.n_lists()] > (1u << 31) / kCodeBlock) {
+    if (n > scan::kMostRanked || file_.first_block[file_.n_lists()] > (1u << 31) / kCodeBlock) {
       for (std::size_t i = 0; i < n; ++i)
         order_[i] = static_cast<std::uint64_t>(places[i]) << 32 | i;
       std::sort(order_.begin(), order_.end());
       return;
     }
-    std::uint32_t keys[kMostRanked + scan::kRoom], ranks[kMostRanked + scan::kRoom];
+    std::uint32_t keys[scan::kMostRanked + scan::kRoom], ranks[scan::kMostRanked + scan::kRoom];
     for (std::size_t i = 0; i < n; ++i) keys[i] = static_cast<std::uint32_t>(places[i]);
     std::fill(keys + n, keys + n + scan::kRoom, 0u);
     kernels_.ranks(keys, n, ranks);

@@ -72,16 +72,14 @@ class NearestCodes {
   float* values_ = nullptr;
   std::uint32_t* places_ = nullptr;
 
-  static constexpr std::size_t kMostRanked = 192;
-
   // False where it is not for it: for many, or where distances tie.
   bool write_by_ranks(const scan::Kernels& kernels, float* distances, std::int64_t* places) const {
-    if (size_ > kMostRanked) return false;
-    std::uint32_t keys[kMostRanked + scan::kRoom], ranks[kMostRanked + scan::kRoom];
+    if (size_ > scan::kMostRanked) return false;
+    std::uint32_t keys[scan::kMostRanked + scan::kRoom], ranks[scan::kMostRanked + scan::kRoom];
     std::memcpy(keys, values_, size_ * sizeof(float));
     std::fill(keys + size_, keys + size_ + scan::kRoom, 0u);
     kernels.ranks(keys, size_, ranks);
-    float sorted[kMostRanked];
+    float sorted[scan::kMostRanked];
     for (std::size_t i = 0; i < size_; ++i) sorted[ranks[i]] = values_[i];
     bool tie = false;
     for (std::size_t i = 1; i < size_; ++i) tie |= sorted[i - 1] == sorted[i];

@@ -18,6 +18,9 @@ namespace delfsearch::scan {
 constexpr std::size_t kTogether = 4;  // queries that share the unpacking of a block
 constexpr std::size_t kRoom = 16;     // entries that may be written behind the last one found
 
+// So many keys are ranked by comparing all pairs; sorting costs less for more.
+constexpr std::size_t kMostRanked = 400;
+
 // Scans ask for the codes so far ahead: processors do it by themselves within a page only.
 constexpr std::size_t kAheadBytes = 2048;
 
@@ -68,8 +71,8 @@ struct Kernels {
   void (*leaf_bounds)(const ProductCode& code, const std::uint32_t* present, std::size_t n_leaves,
                       const float* entries, float* bounds);
 
-  // The place that each of n keys, below 2^31, has when they rise; equal keys keep their order. All
-  // pairs are compared: for some hundred keys at most. There is kRoom behind keys and ranks.
+  // The place that each of n keys, below 2^31, has when they rise; equal keys keep their order. For
+  // kMostRanked keys at most. There is kRoom behind keys and ranks.
   void (*ranks)(std::uint32_t* keys, std::size_t n, std::uint32_t* ranks);
   // The least and the greatest of n >= 1 values.
   void (*range)(const float* values, std::size_t n, float* least, float* greatest);

@@ -81,12 +81,10 @@ void leaf_bounds(const ProductCode& code, const std::uint32_t* present, std::siz
 }
 
 void ranks(std::uint32_t* keys, std::size_t n, std::uint32_t* ranks) {
-  for (std::size_t i = 0; i < n; ++i) {
-    std::uint32_t before = 0;
-    for (std::size_t j = 0; j < i; ++j) before += keys[j] <= keys[i];
-    for (std::size_t j = i + 1; j < n; ++j) before += keys[j] < keys[i];
-    ranks[i] = before;
-  }
+  std::vector<std::uint64_t> order(n);
+  for (std::size_t i = 0; i < n; ++i) order[i] = static_cast<std::uint64_t>(keys[i]) << 32 | i;
+  std::sort(order.begin(), order.end());
+  for (std::size_t i = 0; i < n; ++i) ranks[order[i] & 0xffffffffu] = static_cast<std::uint32_t>(i);
 }
 
 void range(const float* values, std::size_t n, float* least, float* greatest) {

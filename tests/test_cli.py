@@ -232,7 +232,7 @@ def test_index_by_posting_lists(capsys, tmp_path, photos, extraction):
     capsys.readouterr()
     assert main(["info", index]) == 0
     shown = capsys.readouterr().out
-    assert "method       ivf" in shown and "n_lists=4" in shown and "postings=photos" in shown
+    assert "method       ivf, postings of photos" in shown and "n_lists=4" in shown
     assert main(["query", index, str(photos / "photo2.png"), "--min-inliers", "5"]) == 0
     assert "photo2.png  #" in capsys.readouterr().out
     wrong = ["index", str(photos), str(tmp_path / "x"), "--quiet", "--method", "ivf"]

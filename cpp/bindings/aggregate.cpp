@@ -99,8 +99,8 @@ void bind_aggregate(py::module_& m) {
                               to_numpy(std::move(found.squared_distances)));
       },
       py::arg("lower").noconvert(), py::arg("step").noconvert(), py::arg("codes").noconvert(),
-      py::arg("queries").noconvert(), py::arg("query_of").noconvert(),
-      py::arg("begin").noconvert(), py::arg("end").noconvert(), py::arg("n_threads"));
+      py::arg("queries").noconvert(), py::arg("query_of").noconvert(), py::arg("begin").noconvert(),
+      py::arg("end").noconvert(), py::arg("n_threads"));
 }
 
 }  // namespace delfsearch::bindings

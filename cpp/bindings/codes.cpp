@@ -106,14 +106,15 @@ void bind_codes(py::module_& m) {
       "train_lopq",
       [](const Array<float>& X, const Array<std::uint32_t>& lists, const Array<float>& coarse,
          std::size_t n_parts, int bits, int rotation, std::size_t min_rotation_rows,
-         std::size_t min_codebook_rows, std::size_t max_iterations, int rounds, std::uint64_t seed,
-         int n_threads) {
+         std::size_t min_codebook_rows, std::size_t max_iterations, std::size_t batch_size,
+         int rounds, std::uint64_t seed, int n_threads) {
         LopqOptions options;
         options.code = {n_parts, bits};
         options.rotation = static_cast<LopqOptions::Rotation>(rotation);
         options.min_rotation_rows = min_rotation_rows;
         options.min_codebook_rows = min_codebook_rows;
         options.max_iterations = max_iterations;
+        options.batch_size = batch_size;
         options.rounds = rounds;
         options.seed = seed;
         options.n_threads = n_threads;
@@ -135,8 +136,8 @@ void bind_codes(py::module_& m) {
       },
       py::arg("X").noconvert(), py::arg("lists").noconvert(), py::arg("coarse").noconvert(),
       py::arg("n_parts"), py::arg("bits"), py::arg("rotation"), py::arg("min_rotation_rows"),
-      py::arg("min_codebook_rows"), py::arg("max_iterations"), py::arg("rounds"), py::arg("seed"),
-      py::arg("n_threads"));
+      py::arg("min_codebook_rows"), py::arg("max_iterations"), py::arg("batch_size"),
+      py::arg("rounds"), py::arg("seed"), py::arg("n_threads"));
 
   py::class_<LopqView>(m, "LopqView", "Borrows its arrays and keeps them alive.")
       .def(py::init([](std::size_t n_parts, int bits, const Array<float>& coarse,

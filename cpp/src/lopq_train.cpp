@@ -99,6 +99,7 @@ Learned learn_codebook(const std::vector<float>& rotated, std::size_t d, const L
     KMeansOptions kmeans_options;
     kmeans_options.k = k;
     kmeans_options.max_iterations = max_iterations;
+    kmeans_options.batch_size = options.batch_size;
     kmeans_options.seed = mix64(seed * 4099 + p);
     std::vector<float> first(start.empty() ? 0 : k * part);
     if (!start.empty())

@@ -207,6 +207,7 @@ def train_lopq(
     min_rotation_rows: int,
     min_codebook_rows: int,
     max_iterations: int,
+    batch_size: int,
     rounds: int,
     seed: int,
     n_threads: int,

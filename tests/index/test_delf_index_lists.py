@@ -7,7 +7,7 @@ import pytest
 from search_helpers import as_dict, brute_force, make_collection, make_features, same_matches
 
 from delfsearch.features import LocalFeatures
-from delfsearch.index import delf_index as delf_index_module
+from delfsearch.index import settings as settings_module
 from delfsearch.index.delf_index import DelfIndex
 
 LISTS = {"method": "ivf", "code": "4x5", "n_lists": 3, "n_probe": 2}
@@ -21,7 +21,7 @@ def photos() -> list[LocalFeatures]:
 def test_auto_settles_on_a_method_and_keeps_it(photos, tmp_path, monkeypatch, caplog):
     few = DelfIndex(code="4x5").fit(photos)
     assert few.method == "auto" and few.method_ == "kdtree"
-    monkeypatch.setattr(delf_index_module, "AUTO_LISTS_FROM", 100)
+    monkeypatch.setattr(settings_module, "AUTO_LISTS_FROM", 100)
     caplog.set_level("INFO", logger="delfsearch")
     many = DelfIndex(code="4x5", n_probe=99).fit(photos)
     assert many.method_ == "ivf" and 'method="ivf"' in caplog.text
@@ -35,6 +35,19 @@ def test_auto_settles_on_a_method_and_keeps_it(photos, tmp_path, monkeypatch, ca
     loaded.add(photos[:1])
     assert loaded.merge().save().method_ == "ivf"
     assert DelfIndex(method="kdtree").fit(photos).method_ == "kdtree"
+
+
+def test_auto_takes_photos_for_postings_where_there_are_many(photos, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="delfsearch")
+    assert DelfIndex(**LISTS).fit(photos).postings_ == "features"
+    assert 'method="ivf", postings="features"' in caplog.text
+    monkeypatch.setattr(settings_module, "AUTO_PHOTOS_FROM", 100)
+    many = DelfIndex(**LISTS).fit(photos)
+    assert many.postings == "auto" and many.postings_ == "photos"
+    assert all(segment.by_photo for segment in many._segments.view.segments)
+    many.add(photos[:2])
+    assert many.merge().postings_ == "photos"
+    assert DelfIndex(**LISTS, rerank=9).fit(photos).postings_ == "features"
 
 
 def test_lists_that_were_emptied_learn_anew(photos, tmp_path):

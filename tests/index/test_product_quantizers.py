@@ -396,3 +396,23 @@ def test_what_are_no_blocks():
         quantizer.unpack(blocks[:, :-1], 10)
     with pytest.raises(NotFittedError):
         ProductQuantizer().unpack(blocks, 10)
+
+
+@pytest.mark.parametrize("cls", [ProductQuantizer, OptimizedPQ, LocallyOptimizedPQ])
+def test_mini_batches_learn_nearly_as_much(cls):
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(40, 8))
+    X = (centres[rng.integers(40, size=4000)] + rng.normal(0, 0.2, (4000, 8))).astype(np.float32)
+    options = {"n_subquantizers": 4, "bits": 4, "random_state": 0}
+
+    def error(**more):
+        quantizer = cls(**options, **more).fit(X)
+        cells = [quantizer.predict(X)] if cls is LocallyOptimizedPQ else []
+        return float(
+            ((quantizer.inverse_transform(quantizer.transform(X), *cells) - X) ** 2).mean()
+        )
+
+    assert error(batch_size=0) == error() != error(batch_size=500)
+    assert error(batch_size=500) == error(batch_size=500, n_jobs=2) < 1.3 * error()
+    with pytest.raises(ValueError, match="batch_size must be at least 0; got -1"):
+        cls(batch_size=-1).fit(X)

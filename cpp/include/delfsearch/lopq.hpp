@@ -60,6 +60,7 @@ struct LopqOptions {
   std::size_t max_rows_per_list = 16384;  // learned from, at equal spacing
   std::size_t max_shared_rows = 262144;   // likewise, for what lists share
   std::size_t max_iterations = 25;        // of k-means
+  std::size_t batch_size = 0;             // rows of its mini-batches; 0: all rows
   int rounds = 0;  // of alternating optimization (Ge et al. 2013) of shared rotation and codebook
   std::uint64_t seed = 0;
   int n_threads = 1;

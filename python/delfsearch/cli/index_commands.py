@@ -65,9 +65,10 @@ def add_parsers(commands: Any) -> None:
     )
     group.add_argument(
         "--postings",
-        choices=("features", "photos"),
-        default="features",
-        help="what the lists name; photos takes less memory, for the largest collections",
+        choices=("auto", "features", "photos"),
+        default="auto",
+        help="what the lists name; photos takes less memory. Default: auto, photos from 200 "
+        "million descriptors on",
     )
     group.add_argument(
         "--rerank",
@@ -219,7 +220,8 @@ def _info(arguments: argparse.Namespace) -> int:
         "on disk": f"{format_bytes(size)}, {memory['bytes_per_descriptor']:.1f} bytes a "
         f"descriptor, {memory['in_memory_per_descriptor']:.1f} of them in memory",
         "extractor": _described((index.attachment("extractor") or ({},))[0]),
-        "method": index.method_,
+        "method": index.method_
+        + (f", postings of {index.postings_}" if index.method_ == "ivf" else ""),
         "index": _described(index.get_params()),
         "verifier": _described(search.verifier_.get_params()),
     }.items():

@@ -102,6 +102,7 @@ class CodeModel:
             min_codebook_rows,
             _CODE_ITERATIONS,
             0,
+            0,
             seed,
             n_threads,
         )

@@ -10,34 +10,23 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator
 
 from delfsearch._validation import (
-    check_choice,
     check_integer,
     check_matrix,
-    check_n_jobs,
-    check_real,
 )
 from delfsearch.errors import IndexFormatError
 from delfsearch.features import LocalFeatures
 from delfsearch.index.aggregation import View, batches
 from delfsearch.index.checks import as_ids, check_ids, check_photos, dimension_of
-from delfsearch.index.contents import IndexContents
 from delfsearch.index.engines import (
-    AUTO_LISTS_FROM,
-    LEAF_SIZE,
     MAX_LEAVES,
-    METHODS,
-    POSTINGS,
-    Engine,
-    ListEngine,
-    TreeEngine,
 )
-from delfsearch.index.inverted_file import check_split, parse_code
+from delfsearch.index.inverted_file import check_split
 from delfsearch.index.segment import pack
 from delfsearch.index.segment_set import SegmentSet
 from delfsearch.index.selection import Selection, photos_of
+from delfsearch.index.settings import IndexSettings
 from delfsearch.matches import Matches
 from delfsearch.storage import tables
 from delfsearch.storage.store import BUILDING, IndexStore
@@ -45,11 +34,8 @@ from delfsearch.where import Where
 
 logger = logging.getLogger("delfsearch")
 
-# Parameters that belong to the machine, not to the index: not stored.
-_NOT_STORED = ("n_jobs",)
 
-
-class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
+class DelfIndex(IndexSettings):
     """An index of local features: neighbours of each query feature, grouped by database photo.
 
     method : "kdtree", 8-bit codes under a KD-tree; "ivf", posting lists of product codes, in a
@@ -63,9 +49,10 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
         photos bring in the 8-bit descriptors.
     leaf_size : descriptors of a leaf; None means 64 of the tree, 2,048 of the lists.
     clip_quantile : of the 8 bits, see QuantizedKDTree.
-    postings : what the lists name. "photos" takes half the bits of "features": about 1.2 bytes in
+    postings : what the lists name. "photos" takes half the bits of "features": about 1.4 bytes in
         place of 2.6 a descriptor at a billion. The features that were found are then looked for
         among the 8-bit descriptors of the photos that are shortlisted (docs/inverted_file.md).
+        "auto": fit takes photos from 200 million descriptors on, where rerank is 0.
     n_lists, n_probe, code, rerank, random_state : of the lists, see InvertedFile. rerank counts in
         each segment, and what exclude_ids leaves out counts as well.
     vote : how photos are shortlisted. "count": a photo's votes are the query features that have a
@@ -74,7 +61,8 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
     merge_factor : after `add`, the new segment is merged with every segment up to merge_factor
         times its size, smallest first; so few segments remain. 0 never merges.
     n_jobs : threads of the search, None means 1, -1 all cores. The answers do not depend on it.
-    Learned: dimension_ (columns of the descriptors); method_, "kdtree" or "ivf".
+    Learned: dimension_ (columns of the descriptors); method_, "kdtree" or "ivf"; postings_,
+    "features" or "photos". What "auto" chose is also logged.
 
     Image ids are int64, never used twice, also after `remove`. An index made by `fit` lives in
     RAM until `save`; one that was saved or loaded is memory-mapped, and its changes wait for the
@@ -99,7 +87,7 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
         n_probe: int = 5,
         code: str = "10x5",
         rerank: int = 0,
-        postings: str = "features",
+        postings: str = "auto",
         random_state: Any = 0,
         n_jobs: int | None = None,
     ) -> None:
@@ -434,34 +422,6 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
 
     # -- inside -------------------------------------------------------------------------------
 
-    def _check_parameters(self) -> None:
-        check_choice(self.method, "method", ("kdtree", "ivf", "auto"))
-        for name in ("k", "max_candidates"):
-            check_integer(getattr(self, name), name, minimum=1)
-        for name in ("max_leaves", "leaf_size"):
-            if getattr(self, name) is not None:
-                check_integer(getattr(self, name), name, minimum=1)
-        if self.method != "kdtree":
-            engine = self._engine("ivf")
-            assert isinstance(engine, ListEngine)
-            engine.check()
-        check_choice(self.postings, "postings", POSTINGS)
-        if self.postings == "photos" and self.rerank:
-            raise ValueError(
-                'rerank must be 0 with postings="photos", which compare the shortlist by 8 bits in '
-                f"any case; got {self.rerank}"
-            )
-        if self.max_squared_distance is not None:
-            check_real(self.max_squared_distance, "max_squared_distance", minimum=0.0)
-        check_choice(self.vote, "vote", ("count", "distance"))
-        check_real(self.merge_factor, "merge_factor", minimum=0.0)
-        check_n_jobs(self.n_jobs)
-
-    def _check_code(self, dimension: int) -> None:
-        """Refuse a code that cannot be made of descriptors of a dimension."""
-        if self.method == "ivf":
-            check_split(self.code, dimension)
-
     def _check_ready(self) -> None:
         """Check parameters, which set_params may have changed, and hand them on."""
         self._check_parameters()
@@ -495,83 +455,12 @@ class DelfIndex(IndexContents, BaseEstimator):  # type: ignore[misc]
     def _next_id(self) -> int:
         return int(self._store.catalog.value("next_id", 0))
 
-    def _choose(self, n_descriptors: int, store: IndexStore) -> Engine:
-        """Settle the method of a new index, in its store, and return its engine."""
-        method, dimension = self.method, int(store.catalog.value("dimension"))
-        if method == "auto":
-            many = n_descriptors >= AUTO_LISTS_FROM and dimension % parse_code(self.code)[0] == 0
-            method = "ivf" if many else "kdtree"
-            logger.info('%d descriptors: method="%s"', n_descriptors, method)
-        store.catalog.set_value("method", method)
-        if method == "ivf":
-            store.catalog.set_value("postings", self.postings)
-        return self._engine(method, self.postings)
-
-    def _settle(self, store: IndexStore) -> None:
-        """Take method and postings from a store."""
-        # Before there were posting lists nothing was written.
-        self._settled = check_choice(store.catalog.value("method", "kdtree"), "method", METHODS)
-        postings = store.catalog.value("postings", "features")
-        self._settled_postings = check_choice(postings, "postings", POSTINGS)
-
-    @property
-    def method_(self) -> str:
-        """The method of what is indexed."""
-        self._check_fitted()
-        return self._method()
-
-    def _method(self) -> str:
-        """Return the method that was settled, or else the one asked for, a tree where none is."""
-        settled: str | None = getattr(self, "_settled", None)
-        return settled or ("kdtree" if self.method == "auto" else self.method)
-
-    def _engine(self, method: str | None = None, postings: str | None = None) -> Engine:
-        method = method or self._method()
-        postings = postings or getattr(self, "_settled_postings", None) or self.postings
-        leaf_size = LEAF_SIZE[method] if self.leaf_size is None else self.leaf_size
-        if self.method == "auto" and method == "ivf":
-            leaf_size = -(-leaf_size // 64) * 64
-        if method == "kdtree":
-            return TreeEngine(leaf_size, self.clip_quantile, self.n_jobs)
-        return ListEngine(
-            self.n_lists,
-            self.n_probe,
-            self.code,
-            leaf_size,
-            self.rerank,
-            self.clip_quantile,
-            self.random_state,
-            self.n_jobs,
-            postings,
-        )
-
     def _adopt(self, store: IndexStore) -> None:
         """Show what a store holds."""
         self._settle(store)
         segments = SegmentSet(store, self._engine())
         segments.load()
         self._store, self._segments = store, segments
-
-    def _check_begun(self, store: IndexStore) -> None:
-        """Refuse to go on with a build of other parameters."""
-        begun = store.catalog.value("index")
-        for name in ("method", "n_lists", "code", "leaf_size", "postings", "clip_quantile"):
-            if begun.get(name) != getattr(self, name):
-                raise ValueError(
-                    f"the build in {store.path} was begun with {name}={begun.get(name)!r}; got "
-                    f"{getattr(self, name)!r}: go on with that, or build into another folder"
-                )
-
-    def _store_parameters(self, store: IndexStore) -> None:
-        parameters = {
-            name: value.item() if isinstance(value, np.generic) else value
-            for name, value in self.get_params().items()
-            if name not in _NOT_STORED
-        }
-        if not isinstance(self.random_state, (int, type(None))):
-            parameters["random_state"] = 0  # only fit draws, and that is over
-        if store.catalog.value("index") != parameters:
-            store.catalog.set_value("index", parameters)
 
 
 def _same_folder(a: Path, b: Path) -> bool:

@@ -28,6 +28,8 @@ METHODS = ("kdtree", "ivf")
 POSTINGS = ("features", "photos")
 # Descriptors from which method="auto" takes posting lists: a tree would take a gigabyte.
 AUTO_LISTS_FROM = 20_000_000
+# From which postings="auto" takes those of photos: the rest would come near to 9 bytes each.
+AUTO_PHOTOS_FROM = 200_000_000
 # Bytes that no search reads, see Searcher.memory_usage.
 EXACT = "exact"
 # Where DelfIndex is told nothing.

@@ -32,6 +32,8 @@ class ProductQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     bits : of a part's number, 4 to 8: 2^bits centroids. 10 parts of 5 bits make 6.25 bytes.
     max_iter : iterations of k-means, 1 or more; it ends before where the loss falls by less than
         1/10,000.
+    batch_size : rows of a mini-batch of k-means (Sculley 2010), faster where rows are many and a
+        little worse; 0 takes all rows in each iteration.
     random_state : seed, RandomState, Generator or None (another result each time).
     n_jobs : threads; None means 1, -1 all cores. They change no result.
 
@@ -53,12 +55,14 @@ class ProductQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         n_subquantizers: int = 10,
         bits: int = 5,
         max_iter: int = 25,
+        batch_size: int = 0,
         random_state: Any = 0,
         n_jobs: int | None = None,
     ) -> None:
         self.n_subquantizers = n_subquantizers
         self.bits = bits
         self.max_iter = max_iter
+        self.batch_size = batch_size
         self.random_state = random_state
         self.n_jobs = n_jobs
 
@@ -144,6 +148,7 @@ class ProductQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         parts = check_integer(self.n_subquantizers, "n_subquantizers", minimum=1)
         bits = check_integer(self.bits, "bits", minimum=4, maximum=8)
         check_integer(self.max_iter, "max_iter", minimum=1, maximum=_MOST)
+        check_integer(self.batch_size, "batch_size", minimum=0, maximum=_MOST)
         if d % parts:
             raise ValueError(
                 f"n_subquantizers must divide the dimension, {d}; got {parts}. Choose another "
@@ -204,6 +209,7 @@ class ProductQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             min_rotation_rows,
             min_codebook_rows,
             self.max_iter,
+            self.batch_size,
             rounds,
             check_seed(self.random_state) if seed is None else seed,
             check_n_jobs(self.n_jobs),
@@ -250,7 +256,7 @@ class OptimizedPQ(ProductQuantizer):
 
     n_rounds : turns of rotation and codebooks, in alternation, after the start at the principal
         axes dealt to the parts (eigenvalue allocation), 0 to 1000; 0 stays there.
-    n_subquantizers, bits, max_iter, random_state, n_jobs : see ProductQuantizer.
+    n_subquantizers, bits, max_iter, batch_size, random_state, n_jobs : see ProductQuantizer.
 
     mean_ : (d,) float32. rotation_ : (d, d) float32, orthogonal: codes are those of
         (X - mean_) @ rotation_.T.
@@ -268,6 +274,7 @@ class OptimizedPQ(ProductQuantizer):
         bits: int = 5,
         n_rounds: int = 8,
         max_iter: int = 25,
+        batch_size: int = 0,
         random_state: Any = 0,
         n_jobs: int | None = None,
     ) -> None:
@@ -275,6 +282,7 @@ class OptimizedPQ(ProductQuantizer):
             n_subquantizers=n_subquantizers,
             bits=bits,
             max_iter=max_iter,
+            batch_size=batch_size,
             random_state=random_state,
             n_jobs=n_jobs,
         )
@@ -306,7 +314,7 @@ class LocallyOptimizedPQ(ProductQuantizer):
     min_rotation_rows, min_codebook_rows : rows of a cell, at least, for a rotation and for
         codebooks of its own; other cells share those of all rows. A rotation takes 4 d^2 bytes and
         codebooks 4 d 2^bits: with few rows a cell that is more than the codes.
-    n_subquantizers, bits, max_iter, random_state, n_jobs : see ProductQuantizer.
+    n_subquantizers, bits, max_iter, batch_size, random_state, n_jobs : see ProductQuantizer.
 
     cluster_centers_ : (n_lists, d) float32, centres of the cells.
     codebooks_ : the shared ones. n_iter_, n_features_in_ : see ProductQuantizer.
@@ -325,6 +333,7 @@ class LocallyOptimizedPQ(ProductQuantizer):
         min_rotation_rows: int = 400,
         min_codebook_rows: int = 1024,
         max_iter: int = 25,
+        batch_size: int = 0,
         random_state: Any = 0,
         n_jobs: int | None = None,
     ) -> None:
@@ -332,6 +341,7 @@ class LocallyOptimizedPQ(ProductQuantizer):
             n_subquantizers=n_subquantizers,
             bits=bits,
             max_iter=max_iter,
+            batch_size=batch_size,
             random_state=random_state,
             n_jobs=n_jobs,
         )
@@ -353,7 +363,9 @@ class LocallyOptimizedPQ(ProductQuantizer):
             self.min_codebook_rows, "min_codebook_rows", minimum=1, maximum=_MOST
         )
         threads, seed = check_n_jobs(self.n_jobs), check_seed(self.random_state)
-        centers, _, _ = _core.kmeans(matrix, n_lists, self.max_iter, 1e-4, 0, seed, threads)
+        centers, _, _ = _core.kmeans(
+            matrix, n_lists, self.max_iter, 1e-4, self.batch_size, seed, threads
+        )
         cells, _ = _core.assign_nearest(centers, matrix, threads)
         self._learn(
             matrix,

@@ -7,7 +7,7 @@ a photo, medians of interleaved rounds; each instruction set in a process of its
 
     python benchmarks/lists.py --descriptors FILE --n-database 397279 --json out.json
     python benchmarks/lists.py --descriptors FILE --n-database 1250000 --n-lists 10 --probes 5 \\
-        --alone --peers OPQ12_36,IVF{n},PQ12x4fsr
+        --alone --max-leaves 24 --peers OPQ12_36,IVF{n},PQ12x4fsr
 
 The second is about long lists: 125,000 codes each, the length at a billion over 8,000 lists.
 --alone: also one query a call, where nothing is shared. Rates count all codes of the lists that a
@@ -46,13 +46,13 @@ OURS = "delfsearch 10x5"
 
 
 class Ours:
-    """InvertedFile, with the codes that are compared again."""
+    """InvertedFile, with the codes that are compared again and the leaves visited of a list."""
 
-    def __init__(self, file: InvertedFile, rerank: int) -> None:
-        self.file, self.rerank = file, rerank
+    def __init__(self, file: InvertedFile, rerank: int = 0, max_leaves: int | None = None) -> None:
+        self.file, self.options = file, {"rerank": rerank, "max_leaves": max_leaves}
 
     def search(self, queries: np.ndarray, n_probe: int) -> np.ndarray:
-        return self.file.query(queries, k=K, n_probe=n_probe, rerank=self.rerank)[1]
+        return self.file.query(queries, k=K, n_probe=n_probe, **self.options)[1]
 
     def codes_seen(self, queries: np.ndarray, n_probe: int) -> int:
         probes = self.file.model_.view.choose_lists(queries, n_probe, 1)
@@ -130,9 +130,11 @@ def build(arguments: argparse.Namespace, database: np.ndarray, folder: Path) -> 
 
 def load(arguments: argparse.Namespace, folder: Path) -> dict[str, Ours | Faiss]:
     file = pickle.loads((folder / f"{OURS}.pickle").read_bytes())
-    found: dict[str, Ours | Faiss] = {OURS: Ours(file, 0)}
+    found: dict[str, Ours | Faiss] = {OURS: Ours(file)}
     for rerank in arguments.rerank:
-        found[f"{OURS} rerank={rerank}"] = Ours(file, rerank)
+        found[f"{OURS} rerank={rerank}"] = Ours(file, rerank=rerank)
+    for leaves in arguments.max_leaves:
+        found[f"{OURS} max_leaves={leaves}"] = Ours(file, max_leaves=leaves)
     for name in sorted(folder.glob("*.faiss")):
         import faiss
 
@@ -201,6 +203,7 @@ def with_simd(arguments: argparse.Namespace, folder: Path, simd: str) -> Any:
     command = [sys.executable, __file__, "--worker", str(folder), "--worker-simd", simd]
     command += ["--rounds", str(arguments.rounds), "--probes", *map(str, arguments.probes)]
     command += ["--rerank", *map(str, arguments.rerank), *(["--alone"] if arguments.alone else [])]
+    command += ["--max-leaves", *map(str, arguments.max_leaves)]
     done = subprocess.run(
         command,
         env={**os.environ, "DELFSEARCH_SIMD": simd, "FAISS_OPT_LEVEL": FAISS_LEVELS[simd]},
@@ -266,6 +269,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--n-lists", type=int, default=1024)
     parser.add_argument("--probes", type=int, nargs="+", default=[5, 64])
     parser.add_argument("--rerank", type=int, nargs="*", default=[])
+    parser.add_argument("--max-leaves", type=int, nargs="*", default=[], help="as well")
     parser.add_argument("--alone", action="store_true", help="one query a call as well")
     parser.add_argument("--simd", nargs="+", default=["avx512", "avx2"], choices=FAISS_LEVELS)
     parser.add_argument(

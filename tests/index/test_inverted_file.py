@@ -199,3 +199,28 @@ def test_bad_input(file, rows):
     assert file.query(rows[:0], k=4)[0].shape == (0, 4)
     assert clone(file).get_params() == file.get_params()
     assert parse_code("10x5") == (10, 5)
+
+
+def test_cells_with_few_rows_share_with_their_neighbours():
+    """Each family has a rotation of its own, and its codes are nearer than those of one for all."""
+    rng = np.random.default_rng(0)
+    axes = np.linalg.qr(rng.normal(size=(4, 8, 8)))[0]
+    far = rng.normal(0, 40, (4, 8))
+    spread = np.geomspace(4, 0.05, 8)
+    X = np.concatenate([c + (rng.normal(size=(900, 8)) * spread) @ a for c, a in zip(far, axes)])
+    options = {"n_lists": 24, "code": "4x4", "min_rotation_rows": 100}
+    ours = InvertedFile(**options, min_codebook_rows=400).fit(X.astype(np.float32))
+    shared = InvertedFile(**options, min_codebook_rows=10**6).fit(X.astype(np.float32))
+    families = ours.model_.learned["codebook_of"]
+    # What is left with too few shares number 0.
+    assert 3 <= len(set(families.tolist())) <= 10 and (families > 0).mean() > 0.7
+    assert set(shared.model_.learned["codebook_of"].tolist()) == {0}
+    # Cells of one family lie about one of the four centres.
+    centre = ((ours.model_.coarse[:, None] - far) ** 2).sum(2).argmin(1)
+    for family in set(families[families > 0].tolist()):
+        assert len(set(centre[families == family].tolist())) == 1
+
+    def error(file):
+        return float(((decoded(file) - file.model_.quantizer.decode(file.codes())) ** 2).mean())
+
+    assert error(ours) < 0.8 * error(shared)

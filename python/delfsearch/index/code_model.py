@@ -35,6 +35,8 @@ _LEARNED = ("rotations", "rotation_of", "codebooks", "codebook_of")
 ROWS_PER_LIST = 32
 # Of each cell, at most to twice as many, that cells themselves are learned from.
 _COARSE_ROWS = 128
+# Rows of a family of cells, on average, over those that it needs.
+_FAMILY = 1.5
 _COARSE_ITERATIONS, _CODE_ITERATIONS, _TOLERANCE = 10, 25, 1e-4
 
 
@@ -91,10 +93,13 @@ class CodeModel:
         )
         nearest = _core.CoarseSearch(coarse).nearest(rows, 1, n_threads)
         cells = np.ascontiguousarray(nearest[:, 0])
-        learned = _core.train_lopq(
+        families = _families(coarse, cells, min_codebook_rows, seed, n_threads)
+        rows -= coarse[cells]
+        n_families = int(families.max()) + 1
+        rotations, rotation_of, codebooks, codebook_of, _ = _core.train_lopq(
             rows,
-            cells,
-            coarse,
+            families[cells],
+            np.zeros((n_families, rows.shape[1]), np.float32),
             n_parts,
             bits,
             _LOCAL,
@@ -106,7 +111,8 @@ class CodeModel:
             seed,
             n_threads,
         )
-        return CodeModel.of(quantizer, n_parts, bits, coarse, dict(zip(_LEARNED, learned[:4])))
+        learned = (rotations, rotation_of[families], codebooks, codebook_of[families])
+        return CodeModel.of(quantizer, n_parts, bits, coarse, dict(zip(_LEARNED, learned)))
 
     @property
     def dimension(self) -> int:
@@ -172,3 +178,31 @@ class CodeModel:
             return CodeModel.of(quantizer, n_parts, bits, arrays["coarse"], learned)
         except (ValueError, TypeError) as error:
             raise IndexFormatError(f"{folder} is damaged: {error}") from error
+
+
+def _families(
+    coarse: NDArray[np.float32],
+    cells: NDArray[np.uint32],
+    min_rows: int,
+    seed: int,
+    n_threads: int,
+) -> NDArray[np.uint32]:
+    """Return a family (n_lists,) for each cell; families share a rotation and a codebook.
+
+    A cell with min_rows rows or more is one by itself; the others are grouped by where they lie,
+    so that most families have as many.
+    """
+    counts = np.bincount(cells, minlength=len(coarse))
+    few = np.flatnonzero(counts < min_rows)
+    families = np.empty(len(coarse), np.uint32)
+    own = np.flatnonzero(counts >= min_rows)
+    families[own] = np.arange(len(own), dtype=np.uint32)
+    if len(few):
+        n_groups = max(1, min(len(few), int(counts[few].sum() / (_FAMILY * min_rows))))
+        centres = np.ascontiguousarray(coarse[few])
+        grouped, _, _ = _core.kmeans(
+            centres, n_groups, _CODE_ITERATIONS, _TOLERANCE, 0, seed, n_threads
+        )
+        group, _ = _core.assign_nearest(grouped, centres, n_threads)
+        families[few] = len(own) + group
+    return families

@@ -78,13 +78,15 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
     leaf_size : codes of a leaf of a list, a multiple of 64, or 0 for lists without leaves.
     max_leaves : leaves of a list that a query visits, best bin first.
     rerank : so many of the best codes are compared once more, by 8 bits a dimension; 0 none.
-    min_rotation_rows, min_codebook_rows : as in LocallyOptimizedPQ. clip_quantile : of the 8 bits.
+    min_rotation_rows, min_codebook_rows : rows that a rotation and a codebook are learned from at
+        least; cells with fewer than the second share both with their neighbours.
+    clip_quantile : of the 8 bits.
     random_state : seed of k-means. n_jobs : threads, None means 1, -1 all cores; they change no
         result.
 
     n_features_in_ : the dimension d. model_ : what the codes mean. n_lists_ : cells as built.
-    Source: Sec. 5.4. Differs: codes are of locally optimized product quantizers with a rotation and
-    codebooks where a cell has enough rows; the bound that orders leaves is the least distance that
+    Source: Sec. 5.4. Differs: a rotation and codebooks are those of a cell where it has enough
+    rows, else of some neighbouring cells; the bound that orders leaves is the least distance that
     a code of the leaf could have.
     """
 

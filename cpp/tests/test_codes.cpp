@@ -1,4 +1,4 @@
-// k-means, product codes and posting lists against slow searches that share no code with them.
+// Product codes, and the kernels that scan them, against plain loops.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -10,109 +10,16 @@
 #include <vector>
 
 #include "check.hpp"
-#include "delfsearch/centroids.hpp"
-#include "delfsearch/coarse.hpp"
-#include "delfsearch/inverted_file.hpp"
-#include "delfsearch/kmeans.hpp"
 #include "delfsearch/lopq.hpp"
 #include "nearest_codes.hpp"
-#include "simd/centroid_kernels.hpp"
 #include "simd/scan_kernels.hpp"
+#include "vectors.hpp"
 
 using namespace delfsearch;
+using delfsearch_test::gaussian;
+using delfsearch_test::squared;
 
 namespace {
-
-std::vector<float> gaussian(std::size_t n, unsigned seed, float shift = 0.0f) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(n);
-  for (float& value : values) value = normal(generator) + shift;
-  return values;
-}
-
-double squared(const float* a, const float* b, std::size_t d) {
-  double sum = 0.0;
-  for (std::size_t i = 0; i < d; ++i) {
-    const double difference = static_cast<double>(a[i]) - static_cast<double>(b[i]);
-    sum += difference * difference;
-  }
-  return sum;
-}
-
-void nearest_is_nearest() {
-  for (const std::size_t d : {1, 3, 4, 40})
-    for (const std::size_t k : {1, 5, 32, 33, 100}) {
-      // Far from the origin, where a careless expansion of the square loses everything.
-      const auto centroids = gaussian(k * d, 1, 1000.0f), X = gaussian(37 * d, 2, 1000.0f);
-      std::vector<std::uint32_t> numbers(37);
-      std::vector<float> distances(37);
-      assign_nearest(CentroidSet(centroids, d), X, numbers, distances, 2);
-      for (std::size_t i = 0; i < 37; ++i) {
-        double least = std::numeric_limits<double>::infinity();
-        for (std::size_t c = 0; c < k; ++c)
-          least = std::min(least, squared(X.data() + i * d, centroids.data() + c * d, d));
-        const double got = squared(X.data() + i * d, centroids.data() + numbers[i] * d, d);
-        CHECK(got <= least * (1 + 1e-4) + 1e-4);
-        CHECK(std::abs(static_cast<double>(distances[i]) - got) <= 1e-3 * (1 + got));
-      }
-    }
-  // Of equal centroids the lower number.
-  const std::vector<float> same(50 * 4, 2.5f), x(4, 1.0f);
-  std::uint32_t number = 99;
-  CentroidSet(same, 4).nearest(x.data(), 4, 1, &number, nullptr);
-  CHECK(number == 0);
-}
-
-void kmeans_finds_planted_clusters() {
-  const std::size_t k = 20, d = 6, n = 2000;
-  const auto centres = gaussian(k * d, 3);
-  auto X = gaussian(n * d, 4);
-  for (std::size_t i = 0; i < n; ++i)
-    for (std::size_t j = 0; j < d; ++j)
-      X[i * d + j] = 0.01f * X[i * d + j] + 10.0f * centres[i % k * d + j];
-  KMeansOptions options;
-  options.k = k;
-  options.seed = 5;
-  options.n_threads = 3;
-  const KMeans found = kmeans(X, d, options);
-  CHECK(found.inertia / n < 2 * d * 1e-4);
-  options.n_threads = 1;
-  CHECK(kmeans(X, d, options).centroids == found.centroids);
-  options.batch_size = 500;
-  options.max_iterations = 60;
-  CHECK(kmeans(X, d, options).inertia / n < 2 * d * 1e-4);
-}
-
-void kmeans_of_awkward_data() {
-  KMeansOptions options;
-  options.k = 7;
-  // Three distinct rows, seven clusters.
-  std::vector<float> X;
-  for (int i = 0; i < 30; ++i) X.push_back(static_cast<float>(i % 3));
-  const KMeans few = kmeans(X, 1, options);
-  CHECK(few.inertia == 0.0);
-  for (const float c : few.centroids) CHECK(c == 0.0f || c == 1.0f || c == 2.0f);
-  // As many rows as clusters: each is one.
-  const auto own = gaussian(7 * 3, 6);
-  CHECK(kmeans(own, 3, options).inertia < 1e-10);
-  // A far row that no sample may miss: repair gives every cluster a row.
-  std::vector<float> skewed(5000, 0.0f);
-  for (int i = 0; i < 6; ++i) skewed[static_cast<std::size_t>(i) * 800] = 100.0f * (i + 1);
-  CHECK(kmeans(skewed, 1, options).inertia == 0.0);
-  // Centroids to begin with, and to end with where no iteration follows.
-  options.start = own;
-  options.max_iterations = 0;
-  const auto moved = gaussian(40 * 3, 14);
-  CHECK(kmeans(moved, 3, options).centroids == own);
-  options.max_iterations = 25;
-  const KMeans onward = kmeans(moved, 3, options);
-  CHECK(onward.n_iterations > 0 && onward.centroids != own);
-  CHECK_THROWS(kmeans(moved, 2, options), std::invalid_argument);
-  options.start = {};
-  options.k = 31;
-  CHECK_THROWS(kmeans(X, 1, options), std::invalid_argument);
-}
 
 void codes_are_packed_to_the_bit() {
   for (int bits = 4; bits <= 8; ++bits)
@@ -315,224 +222,12 @@ void nearest_codes_are_the_least() {
         }
 }
 
-struct Built {
-  LopqArrays arrays;
-  std::vector<std::uint32_t> lists;
-  std::vector<std::uint8_t> numbers;
-  InvertedFileArrays filled;
-  std::vector<std::uint64_t> order;  // place -> row, the largest number for padding
-  std::size_t leaf_blocks;
-
-  InvertedFileView view() const {
-    InvertedFileView file;
-    file.quantizer = arrays.view();
-    file.first_block = filled.first_block;
-    file.sizes = filled.sizes;
-    file.blocks = filled.blocks;
-    file.leaf_blocks = leaf_blocks;
-    file.first_leaf = filled.first_leaf;
-    file.present = filled.present;
-    return file;
-  }
-};
-
-Built build(const std::vector<float>& X, std::size_t d, std::size_t n_lists, ProductCode code,
-            LopqOptions::Rotation rotation, std::size_t leaf_blocks) {
-  Built built;
-  built.leaf_blocks = leaf_blocks;
-  const std::size_t n = X.size() / d;
-  KMeansOptions coarse;
-  coarse.k = n_lists;
-  const auto centroids = kmeans(X, d, coarse).centroids;
-  built.lists.resize(n);
-  assign_nearest(CentroidSet(centroids, d), X, built.lists, {}, 1);
-  LopqOptions options;
-  options.code = code;
-  options.rotation = rotation;
-  options.min_rotation_rows = 60;
-  options.min_codebook_rows = 100;
-  built.arrays = train_lopq(X, built.lists, centroids, d, options);
-  built.arrays.view().check();
-  built.numbers = encode(built.arrays.view(), X, built.lists, 2);
-  std::vector<std::uint32_t> rows(n);
-  std::iota(rows.begin(), rows.end(), 0u);
-  built.filled = fill_lists(built.arrays.view(), built.numbers, built.lists, rows, leaf_blocks, 2);
-  built.order.assign(built.filled.first_block.back() * kCodeBlock, ~std::uint64_t{0});
-  for (std::size_t list = 0, i = 0; list < n_lists; ++list)
-    for (std::size_t c = 0; c < built.filled.sizes[list]; ++c, ++i)
-      built.order[built.filled.first_block[list] * kCodeBlock + c] = built.filled.rows[i];
-  built.view().check();
-  return built;
-}
-
-// The k nearest of the codes in the probed lists by their decoded vectors.
-void search_is_that_of_decoded_vectors() {
-  using Rotation = LopqOptions::Rotation;
-  const std::size_t d = 12, n = 3000, n_lists = 9, m = 25, n_probe = 3;
-  auto X = gaussian(n * d, 8);
-  for (std::size_t i = 0; i < X.size(); ++i)
-    X[i] *= 1.0f / static_cast<float>(1 + i % d) * static_cast<float>(1 + i / d % 3);
-  const auto queries = gaussian(m * d, 9);
-  for (const int bits : {4, 5, 7})
-    for (const Rotation rotation : {Rotation::kNone, Rotation::kShared, Rotation::kLocal})
-      for (const std::size_t leaf_blocks : {0, 1, 3}) {
-        const Built built = build(X, d, n_lists, {4, bits}, rotation, leaf_blocks);
-        const auto decoded = decode(built.arrays.view(), built.numbers, built.lists);
-        const auto probes =
-            CoarseSearch(built.arrays.coarse, built.arrays.d).nearest(queries, n_probe, 1);
-        const auto squares =
-            code_distances(built.arrays.view(), queries, built.numbers, built.lists, 3);
-        for (const std::size_t k : {1, 10, 400}) {
-          ScanOptions options;
-          options.k = k;
-          const auto found = scan_lists(built.view(), queries, probes, options);
-          options.n_threads = 3;
-          const auto threaded = scan_lists(built.view(), queries, probes, options);
-          CHECK(found.places == threaded.places);
-          CHECK(found.squared_distances == threaded.squared_distances);
-          for (std::size_t q = 0; q < m; ++q) {
-            std::vector<double> truth;
-            for (std::size_t i = 0; i < n; ++i)
-              if (std::count(probes.begin() + static_cast<std::ptrdiff_t>(q * n_probe),
-                             probes.begin() + static_cast<std::ptrdiff_t>((q + 1) * n_probe),
-                             built.lists[i]))
-                truth.push_back(squared(decoded.data() + i * d, queries.data() + q * d, d));
-            std::sort(truth.begin(), truth.end());
-            std::set<std::int64_t> places;
-            for (std::size_t j = 0; j < k; ++j) {
-              const std::int64_t place = found.places[q * k + j];
-              const double distance = static_cast<double>(found.squared_distances[q * k + j]);
-              if (j >= truth.size()) {
-                CHECK(place == -1 && std::isinf(distance));
-                continue;
-              }
-              CHECK(std::abs(distance - truth[j]) <= 1e-4 * (1 + truth[j]));
-              CHECK(place >= 0 && places.insert(place).second);
-              const std::uint64_t row = built.order[static_cast<std::size_t>(place)];
-              // Bit for bit what the codes' distances are without lists and blocks.
-              CHECK(found.squared_distances[q * k + j] == squares[q * n + row]);
-              CHECK(row < n &&
-                    std::abs(squared(decoded.data() + row * d, queries.data() + q * d, d) -
-                             distance) <= 1e-4 * (1 + distance));
-            }
-          }
-        }
-      }
-}
-
-void what_is_no_code_is_refused() {
-  const std::size_t d = 8;
-  const auto X = gaussian(200 * d, 15);
-  const Built built = build(X, d, 3, {4, 5}, LopqOptions::Rotation::kLocal, 0);
-  const LopqView view = built.arrays.view();
-  std::vector<std::uint8_t> numbers(4, 1);
-  std::vector<std::uint32_t> lists{2};
-  CHECK(decode(view, numbers, lists).size() == d);
-  CHECK(code_distances(view, X, numbers, lists, 2).size() == 200);
-  const auto refused = [&] {
-    CHECK_THROWS(decode(view, numbers, lists), std::invalid_argument);
-    CHECK_THROWS(code_distances(view, X, numbers, lists, 1), std::invalid_argument);
-  };
-  lists[0] = 3;
-  refused();
-  lists[0] = 0;
-  numbers[3] = 32;
-  refused();
-  numbers.pop_back();
-  refused();
-}
-
-void what_is_not_allowed_is_not_found() {
-  const std::size_t d = 8, n = 1500;
-  const auto X = gaussian(n * d, 10), queries = gaussian(10 * d, 11);
-  const Built built = build(X, d, 4, {4, 5}, LopqOptions::Rotation::kLocal, 2);
-  std::vector<std::uint64_t> allowed(built.order.size() / 64);
-  for (std::size_t place = 0; place < built.order.size(); ++place)
-    if (built.order[place] % 3 == 1) allowed[place / 64] |= std::uint64_t{1} << place % 64;
-  ScanOptions options;
-  options.k = 600;
-  options.allowed = allowed;
-  const auto probes = CoarseSearch(built.arrays.coarse, built.arrays.d).nearest(queries, 4, 1);
-  const auto found = scan_lists(built.view(), queries, probes, options);
-  for (std::size_t q = 0; q < 10; ++q)
-    for (std::size_t j = 0; j < 600; ++j) {
-      const std::int64_t place = found.places[q * 600 + j];
-      CHECK((place >= 0) == (j < 500));
-      if (place >= 0) CHECK(built.order[static_cast<std::size_t>(place)] % 3 == 1);
-    }
-}
-
-void few_leaves_are_the_nearest() {
-  const std::size_t d = 8, n = 6000;
-  const auto X = gaussian(n * d, 12), queries = gaussian(40 * d, 13);
-  const Built built = build(X, d, 3, {4, 5}, LopqOptions::Rotation::kLocal, 1);
-  const auto probes = CoarseSearch(built.arrays.coarse, built.arrays.d).nearest(queries, 3, 1);
-  ScanOptions options;
-  options.k = 10;
-  const auto all = scan_lists(built.view(), queries, probes, options);
-  double before = 0.0;
-  for (const std::size_t leaves : {1, 4, 16, 1000}) {
-    options.max_leaves = leaves;
-    const auto some = scan_lists(built.view(), queries, probes, options);
-    std::size_t common = 0;
-    for (std::size_t q = 0; q < 40; ++q)
-      for (std::size_t j = 0; j < 10; ++j)
-        for (std::size_t i = 0; i < 10; ++i)
-          common +=
-              some.places[q * 10 + j] >= 0 && some.places[q * 10 + j] == all.places[q * 10 + i];
-    const double recall = static_cast<double>(common) / 400.0;
-    CHECK(recall >= before);
-    before = recall;
-  }
-  CHECK(before == 1.0);
-}
-
-// A leaf without anything allowed takes no place among max_leaves.
-void only_leaves_with_something_allowed_count() {
-  const std::size_t d = 8, n = 6000;
-  const auto X = gaussian(n * d, 12), queries = gaussian(40 * d, 13);
-  const Built built = build(X, d, 1, {4, 5}, LopqOptions::Rotation::kLocal, 1);
-  const std::size_t n_places = built.order.size();
-  std::vector<std::uint64_t> allowed(n_places / 64);
-  for (const std::size_t place : {std::size_t{5}, n_places / 2}) allowed[place / 64] |= 1;
-  const std::vector<std::uint32_t> probes(40, 0);
-  ScanOptions options;
-  options.k = 3;
-  options.allowed = allowed;
-  for (const std::size_t leaves : {1, 2, 1000}) {
-    options.max_leaves = leaves;
-    const auto found = scan_lists(built.view(), queries, probes, options);
-    for (std::size_t q = 0; q < 40; ++q) {
-      CHECK(found.places[q * 3] >= 0);
-      CHECK((found.places[q * 3 + 1] >= 0) == (leaves > 1));
-      CHECK(found.places[q * 3 + 2] == -1);
-    }
-  }
-  allowed.pop_back();
-  options.allowed = allowed;
-  bool refused = false;
-  try {
-    scan_lists(built.view(), queries, probes, options);
-  } catch (const std::invalid_argument&) {
-    refused = true;
-  }
-  CHECK(refused);
-}
-
 }  // namespace
 
 int main() {
-  nearest_is_nearest();
-  kmeans_finds_planted_clusters();
-  kmeans_of_awkward_data();
   codes_are_packed_to_the_bit();
   every_instruction_set_scans_alike();
   every_instruction_set_keeps_alike();
   nearest_codes_are_the_least();
-  search_is_that_of_decoded_vectors();
-  what_is_no_code_is_refused();
-  what_is_not_allowed_is_not_found();
-  few_leaves_are_the_nearest();
-  only_leaves_with_something_allowed_count();
   return delfsearch_test::report("test_codes");
 }

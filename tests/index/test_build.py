@@ -8,6 +8,7 @@ from search_helpers import files_of, make_collection, same_matches
 
 from delfsearch.features import LocalFeatures
 from delfsearch.index import builder as builder_module
+from delfsearch.index import segment_set as segment_set_module
 from delfsearch.index.delf_index import DelfIndex
 from delfsearch.index.engines import ListEngine
 
@@ -21,6 +22,7 @@ def photos() -> list[LocalFeatures]:
 
 @pytest.fixture(params=[30, 10**6])
 def part_rows(request, monkeypatch) -> int:
+    monkeypatch.setattr(segment_set_module, "_RAM_ROWS", 100)
     monkeypatch.setattr(ListEngine, "part_rows", request.param)
     monkeypatch.setattr(builder_module, "_COMMIT_ROWS", request.param)
     return request.param
@@ -111,3 +113,24 @@ def test_a_tree_is_built_so_too(tmp_path, photos):
     for photo in photos[::4]:
         assert same_matches(built.query(photo, k=5), fitted.query(photo, k=5))
     assert np.array_equal(built.ids, fitted.ids)
+
+
+@pytest.mark.parametrize("ram_rows", [0, 10**6])
+@pytest.mark.parametrize("method", ["kdtree", "ivf"])
+def test_merged_segments_are_seen_after_the_commit(tmp_path, photos, monkeypatch, ram_rows, method):
+    monkeypatch.setattr(segment_set_module, "_RAM_ROWS", ram_rows)
+    params = {**LISTS, "method": method, "merge_factor": 0}
+    index = DelfIndex(**params).fit(photos[:9]).save(tmp_path / "i")
+    index.add(photos[9:])
+    index.remove([2])
+    expected = [index.query(photo, k=5) for photo in photos[::4]]
+    index.merge()
+    before = DelfIndex.load(tmp_path / "i", verify=True)
+    assert len(before) == 9 and len(index) == len(photos) - 1
+    for photo, answer in zip(photos[::4], expected):
+        assert same_matches(index.query(photo, k=5), answer)
+    index.save()
+    after = DelfIndex.load(tmp_path / "i", verify=True)
+    assert len(list((tmp_path / "i").glob("segment-*"))) == 1
+    for photo, answer in zip(photos[::4], expected):
+        assert same_matches(after.query(photo, k=5), answer)

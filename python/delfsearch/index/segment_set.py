@@ -26,6 +26,8 @@ from delfsearch.storage.store import IndexStore
 
 # The folder of what the segments share.
 SHARED = "codes"
+# Merged segments of at most so many rows wait for the commit in RAM.
+_RAM_ROWS = 1 << 20
 
 
 class SegmentSet:
@@ -194,7 +196,10 @@ def merge_stored(
     store: IndexStore, segments: Sequence[Segment], engine: Engine, shared: Shared | None
 ) -> Segment:
     """Put into a store the one segment of all photos of some, and open it."""
-    folder = store.write_folder("segment", lambda sink: merge_segments(segments, engine, sink))
+    small = sum(segment.n_live_rows for segment in segments) <= _RAM_ROWS
+    folder = store.write_folder(
+        "segment", lambda sink: merge_segments(segments, engine, sink), in_ram=small
+    )
     return Segment.from_arrays(store.arrays(folder), folder, engine, shared)
 
 

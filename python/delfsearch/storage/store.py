@@ -155,13 +155,16 @@ class IndexStore:
         self._pending.add(folder)
         return folder
 
-    def write_folder(self, kind: str, write: Callable[[ArrayWriter], None]) -> str:
+    def write_folder(
+        self, kind: str, write: Callable[[ArrayWriter], None], *, in_ram: bool = False
+    ) -> str:
         """Take arrays into the open transaction that `write` puts into a writer, piece by piece.
 
-        On disk they are written at once, and seen by others after the commit. Returns their folder.
+        On disk they are written at once, and seen by others after the commit; in_ram : small ones
+        wait for it in RAM, as those of add_folder do. Returns their folder.
         """
         folder = self._new_folder(kind)
-        target = None if self.path is None else self.path / folder
+        target = None if self.path is None or in_ram else self.path / folder
         if target is not None:
             shutil.rmtree(target, ignore_errors=True)  # of a writer that stopped
         writer = ArrayWriter(target)

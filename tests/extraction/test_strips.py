@@ -92,10 +92,10 @@ def test_pooling_against_max_pool2d(n, before, after, axis, seed):
 @pytest.mark.parametrize("size", [(67, 10), (300, 10), (10, 300), (131, 12)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_strips_of_one_column(trunks, layout, size, dtype):
-    """Where an axis has one cell, torch's own layouts are ambiguous."""
+    """Where an axis has one cell, torch's own layouts are ambiguous, and bfloat16 may be wrong."""
     trunk, rgb = trunks[layout, dtype], image(*size)
     with torch.inference_mode():
-        expected = at_once(trunk, rgb).float().flatten(2)
+        expected = at_once(trunks[layout, torch.float32], rgb).flatten(2)
         for strip_bytes in (1, 1 << 13, 1 << 15):
             got = features_in_strips(trunk, rgb, MEAN, strip_bytes=strip_bytes).float().flatten(2)
             assert F.cosine_similarity(got, expected, dim=1).min() > 0.999

@@ -254,7 +254,7 @@ class FoldedTrunk:
         """Return what a unit adds to its last convolution: x itself, thinned out or projected."""
         stride = unit.stride_1x1 * unit.stride_3x3
         if unit.projects:
-            return F.conv2d(x, *self._weights[f"{unit.prefix}.downsample"], stride)
+            return self._convolve(f"{unit.prefix}.downsample", x, stride, 0)
         if stride > 1:
             return x[:, :, ::stride, ::stride].contiguous(memory_format=torch.channels_last)
         return x
@@ -263,16 +263,35 @@ class FoldedTrunk:
         self, name: str, x: Tensor, stride: int, padding: int | tuple[int, int]
     ) -> Tensor:
         """Return ReLU of the named convolution of x; padding : of both axes, or (rows, columns)."""
-        if self.fused is not None:
+        if self.fused is not None and not _errs_in_bf16(x):
             sides = [padding] * 2 if isinstance(padding, int) else list(padding)
             return self.fused.conv_relu(x, *self._weights[name], stride, sides)
-        return F.conv2d(x, *self._weights[name], stride, padding).relu_()
+        return self._convolve(name, x, stride, padding).relu_()
 
     def conv_add_relu(self, name: str, x: Tensor, shortcut: Tensor) -> Tensor:
         """Return ReLU of the named convolution of x plus shortcut, whose memory may be reused."""
-        if self.fused is not None:
+        if self.fused is not None and not _errs_in_bf16(x):
             return self.fused.conv_add_relu(shortcut, x, *self._weights[name])
-        return F.conv2d(x, *self._weights[name]).add_(shortcut).relu_()
+        return self._convolve(name, x, 1, 0).add_(shortcut).relu_()
+
+    def _convolve(
+        self, name: str, x: Tensor, stride: int, padding: int | tuple[int, int]
+    ) -> Tensor:
+        kernel, bias = self._weights[name]
+        if not _errs_in_bf16(x):
+            return F.conv2d(x, kernel, bias, stride, padding)
+        return F.conv2d(x.float(), kernel.float(), bias.float(), stride, padding).to(
+            self.dtype, memory_format=torch.channels_last
+        )
+
+
+def _errs_in_bf16(x: Tensor) -> bool:
+    """Whether torch's bfloat16 convolutions cannot be trusted with x.
+
+    Where an axis has one cell its layouts are ambiguous, and on processors with AMX the values are
+    wrong. Such activations are small.
+    """
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and min(x.shape[2:]) == 1
 
 
 class _OneDnn:

@@ -288,10 +288,10 @@ class FoldedTrunk:
 def _errs_in_bf16(x: Tensor) -> bool:
     """Whether torch's bfloat16 convolutions cannot be trusted with x.
 
-    Where an axis has one cell its layouts are ambiguous, and on processors with AMX the values are
-    wrong. Such activations are small.
+    Where an axis has one cell, before or after a stride, its layouts are ambiguous, and on
+    processors with AMX the values are wrong. Such activations are small.
     """
-    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and min(x.shape[2:]) == 1
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and min(x.shape[2:]) <= 2
 
 
 class _OneDnn:

@@ -55,7 +55,7 @@ class Ours:
         return self.file.query(queries, k=K, n_probe=n_probe, **self.options)[1]
 
     def codes_seen(self, queries: np.ndarray, n_probe: int) -> int:
-        probes = self.file.model_.view.choose_lists(queries, n_probe, 1)
+        probes = self.file.model_.choose_lists(queries, n_probe, 1)
         return int(self.file.arrays()["sizes"][probes].sum())
 
     def bytes_each(self) -> dict[str, float]:

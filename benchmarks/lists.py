@@ -193,7 +193,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
         rows[OURS, n_probe]["choose_lists_ms"] = (
             1e3
             * interleaved_medians(
-                {0: lambda i, p=n_probe: ours.file.model_.view.choose_lists(batches[0], p, 1)}, 9, 1
+                {0: lambda i, p=n_probe: ours.file.model_.choose_lists(batches[0], p, 1)}, 9, 1
             )[0]
         )
     return list(rows.values())

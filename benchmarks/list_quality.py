@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--system", default="delf-attention-0.25-1", help="a key of report's")
     parser.add_argument("--weights", help="of delf: a file, or a folder of folds")
     parser.add_argument("--n-lists", type=int, default=1024)
+    parser.add_argument("--only", nargs="*", help="titles of indexes, beside the tree; default all")
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--json")
     arguments = parser.parse_args()
@@ -80,6 +81,8 @@ def main() -> None:
     figures: dict[str, Any] = {}
     costs: dict[str, dict[str, float]] = {}
     for title, lists in variants(arguments.n_lists).items():
+        if arguments.only is not None and title not in (TREE, *arguments.only):
+            continue
         settings = dataclasses.replace(entrant.settings, lists=lists)
         assert entrant.effort is not None
         effort = entrant.effort if lists is None else Effort(entrant.effort.k, MAX_LEAVES["ivf"])

@@ -9,6 +9,7 @@ from search_helpers import files_of, make_collection, same_matches
 from delfsearch.features import LocalFeatures
 from delfsearch.index import builder as builder_module
 from delfsearch.index import segment_set as segment_set_module
+from delfsearch.index import settings as settings_module
 from delfsearch.index.delf_index import DelfIndex
 from delfsearch.index.engines import ListEngine
 
@@ -102,6 +103,8 @@ def test_what_it_refuses(tmp_path, photos, monkeypatch):
     other = DelfIndex(**{**LISTS, "n_lists": 4})
     with pytest.raises(ValueError, match="begun with n_lists=3; got 4"):
         other.build(tmp_path / "k", photos, training=photos)
+    with pytest.raises(ValueError, match="begun with n_lists=3; got 4"):
+        other.build(tmp_path / "k", photos)
     built = DelfIndex(**LISTS).build(tmp_path / "k", photos, training=photos)
     with pytest.raises(FileExistsError, match="already holds an index"):
         DelfIndex(**LISTS).build(built.path, photos)
@@ -134,3 +137,22 @@ def test_merged_segments_are_seen_after_the_commit(tmp_path, photos, monkeypatch
     assert len(list((tmp_path / "i").glob("segment-*"))) == 1
     for photo, answer in zip(photos[::4], expected):
         assert same_matches(after.query(photo, k=5), answer)
+
+
+def test_what_the_parts_name_is_kept_to_the_end(tmp_path, photos, monkeypatch):
+    """postings="auto" cannot know, when the first part is made, how many descriptors come."""
+    monkeypatch.setattr(builder_module, "_COMMIT_ROWS", 30)
+    monkeypatch.setattr(settings_module, "AUTO_PHOTOS_FROM", 100)
+    built = DelfIndex(**LISTS).build(tmp_path / "i", photos, training=photos)
+    fitted = DelfIndex(**LISTS, postings="features").fit(photos)
+    assert built.n_descriptors > 100 and built.postings_ == "features"
+    for photo in photos[::5]:
+        assert same_matches(built.query(photo, k=7), fitted.query(photo, k=7))
+    many = DelfIndex(**LISTS).build(tmp_path / "j", photos)
+    assert many.postings_ == "photos"
+
+
+@pytest.mark.parametrize("n", [3, 99])
+def test_metadata_of_another_length_is_refused(tmp_path, photos, n):
+    with pytest.raises(ValueError, match="metadata must have one entry per photo"):
+        DelfIndex(**LISTS).build(tmp_path / "i", photos, metadata=[None] * n)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import repeat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,12 @@ class IndexBuilder(_Intake):
         index._check_parameters()
         self._index = index
         super().__init__(_open_building(path))
+        if self._store.folders(SHARED) and self._store.catalog.value("index") is not None:
+            try:
+                index._check_begun(self._store)
+            except ValueError:
+                self._store.close()
+                raise
 
     @property
     def n_photos(self) -> int:
@@ -136,8 +142,7 @@ class IndexBuilder(_Intake):
         """
         index, store = self._index, self._store
         if store.folders(SHARED):
-            index._check_begun(store)
-            return
+            return  # by the run that was interrupted
         rows = [photo.descriptors for photo in training if len(photo)]
         if not rows:
             raise ValueError("training must hold at least one photo with features; got none")
@@ -151,6 +156,13 @@ class IndexBuilder(_Intake):
         store.add_folder(SHARED, arrays)
         index._store_parameters(store)
         store.commit()
+
+    def _engine(self, n_rows: int) -> Engine:
+        """Return the engine of parts that are there, or choose one."""
+        catalog = self._store.catalog
+        if not self._store.folders(SHARED):
+            return self._index._choose(n_rows, self._store)
+        return self._index._engine(catalog.value("method"), catalog.value("postings"))
 
     def _learned(self, engine: Engine) -> Shared | None:
         folders = self._store.folders(SHARED)
@@ -168,7 +180,7 @@ class IndexBuilder(_Intake):
             tables.insert_records(self._store, tables.make_records(image_ids, photos, metadata))
             chunk = pack(image_ids, photos, dimension)
             if self._store.folders(SHARED):
-                engine = self._index._choose(0, self._store)
+                engine = self._engine(0)
                 self._add_part([chunk], engine, self._learned(engine))
             else:
                 self._store.add_folder("chunk", chunk)
@@ -202,7 +214,7 @@ class IndexBuilder(_Intake):
         if store.catalog.value("dimension") is None:
             store.catalog.set_value("dimension", int(chunks[0]["descriptors"].shape[1]))
         n_rows = int(store.catalog.scalar("SELECT coalesce(sum(n_features), 0) FROM images"))
-        engine = self._index._choose(n_rows, store)
+        engine = self._engine(n_rows)
         shared = self._learned(engine)
         groups = _in_parts(chunks, engine.part_rows)
         if shared is None and len(groups) < 2:
@@ -315,8 +327,7 @@ def build_index(
         if training is not None:
             builder.learn(check_photos(training))
         skipped = builder.n_photos
-        notes = repeat(None) if metadata is None else metadata
-        for number, (photo, note) in enumerate(zip(features, notes)):
+        for number, (photo, note) in enumerate(_with_notes(features, metadata)):
             if number < skipped:
                 continue
             builder.add(check_features(photo, "features"), note or {})
@@ -326,6 +337,21 @@ def build_index(
     except BaseException:
         builder.close()
         raise
+
+
+def _with_notes(
+    features: Iterable[LocalFeatures], metadata: Iterable[Mapping[str, Any] | None] | None
+) -> Iterator[tuple[LocalFeatures, Mapping[str, Any] | None]]:
+    if metadata is None:
+        yield from zip(features, repeat(None))
+        return
+    none = object()
+    for number, (photo, note) in enumerate(zip_longest(features, metadata, fillvalue=none)):
+        if photo is none or note is none:
+            raise ValueError(
+                f"metadata must have one entry per photo; {number} had both, then only one went on"
+            )
+        yield photo, note  # type: ignore[misc]
 
 
 def check_place(path: Path) -> None:

@@ -11,18 +11,48 @@ namespace {
 
 using Signed = std::int32_t;
 
-LopqView make_view(std::size_t n_parts, int bits, const Array<float>& coarse,
-                   const Array<float>& rotations, const Array<Signed>& rotation_of,
-                   const Array<float>& codebooks, const Array<Signed>& codebook_of) {
-  LopqView quantizer;
-  quantizer.code = {n_parts, bits};
-  quantizer.d = static_cast<std::size_t>(coarse.shape(1));
-  quantizer.coarse = view(coarse);
-  quantizer.rotations = view(rotations);
-  quantizer.rotation_of = view(rotation_of);
-  quantizer.codebooks = view(codebooks);
-  quantizer.codebook_of = view(codebook_of);
-  return quantizer;
+// Rotations or codebooks: float32, or int8 with steps.
+MatricesView matrices(const py::object& values, const py::object& steps) {
+  MatricesView made;
+  if (py::isinstance<Array<std::int8_t>>(values))
+    made.whole = view(values.cast<Array<std::int8_t>>());
+  else if (py::isinstance<Array<float>>(values))
+    made.values = view(values.cast<Array<float>>());
+  else
+    throw py::type_error("rotations and codebooks must be contiguous float32 or int8");
+  if (!steps.is_none()) {
+    if (!py::isinstance<Array<float>>(steps)) throw py::type_error("steps must be float32");
+    made.steps = view(steps.cast<Array<float>>());
+  }
+  return made;
+}
+
+// The arrays of what was learned, by the names that LopqView takes them under.
+py::dict to_dict(LopqArrays&& made) {
+  const auto d = static_cast<py::ssize_t>(made.d);
+  const auto k = static_cast<py::ssize_t>(made.code.n_centroids());
+  const auto parts = static_cast<py::ssize_t>(made.code.n_parts);
+  py::dict arrays;
+  const auto put = [&](const std::string& name, Matrices&& matrices,
+                       std::vector<py::ssize_t> shape) {
+    py::ssize_t size = 1;
+    for (std::size_t axis = 1; axis < shape.size(); ++axis) size *= shape[axis];
+    if (matrices.whole.empty()) {
+      shape[0] = static_cast<py::ssize_t>(matrices.values.size()) / size;
+      arrays[py::str(name + "s")] = to_numpy(std::move(matrices.values), shape);
+    } else {
+      shape[0] = static_cast<py::ssize_t>(matrices.whole.size()) / size;
+      arrays[py::str(name + "s")] = to_numpy(std::move(matrices.whole), shape);
+      arrays[py::str(name + "_steps")] = to_numpy(std::move(matrices.steps));
+    }
+  };
+  const auto width = static_cast<py::ssize_t>(padded_outputs(made.d));
+  const bool whole = !made.rotations.whole.empty();
+  put("rotation", std::move(made.rotations), {0, d, whole ? d : width});
+  put("codebook", std::move(made.codebooks), {0, parts, d / parts, k});
+  arrays["rotation_of"] = to_numpy(std::move(made.rotation_of));
+  arrays["codebook_of"] = to_numpy(std::move(made.codebook_of));
+  return arrays;
 }
 
 py::ssize_t count(std::size_t n) { return static_cast<py::ssize_t>(n); }
@@ -107,7 +137,7 @@ void bind_codes(py::module_& m) {
       [](const Array<float>& X, const Array<std::uint32_t>& lists, const Array<float>& coarse,
          std::size_t n_parts, int bits, int rotation, std::size_t min_rotation_rows,
          std::size_t min_codebook_rows, std::size_t max_iterations, std::size_t batch_size,
-         int rounds, std::uint64_t seed, int n_threads) {
+         bool rounded, int rounds, std::uint64_t seed, int n_threads) {
         LopqOptions options;
         options.code = {n_parts, bits};
         options.rotation = static_cast<LopqOptions::Rotation>(rotation);
@@ -115,6 +145,7 @@ void bind_codes(py::module_& m) {
         options.min_codebook_rows = min_codebook_rows;
         options.max_iterations = max_iterations;
         options.batch_size = batch_size;
+        options.rounded = rounded;
         options.rounds = rounds;
         options.seed = seed;
         options.n_threads = n_threads;
@@ -124,35 +155,36 @@ void bind_codes(py::module_& m) {
           py::gil_scoped_release release;
           made = train_lopq(view(X), view(lists), view(coarse), d, options);
         }
-        const std::size_t width = padded_outputs(d), k = made.code.n_centroids();
-        const std::size_t n_rotations = made.rotations.size() / (d * width);
-        const std::size_t n_codebooks = made.codebooks.size() / (d * k);
-        return py::make_tuple(
-            to_numpy(std::move(made.rotations), {count(n_rotations), count(d), count(width)}),
-            to_numpy(std::move(made.rotation_of)),
-            to_numpy(std::move(made.codebooks),
-                     {count(n_codebooks), count(n_parts), count(d / n_parts), count(k)}),
-            to_numpy(std::move(made.codebook_of)), made.n_iterations);
+        const std::size_t n_iterations = made.n_iterations;
+        return py::make_tuple(to_dict(std::move(made)), n_iterations);
       },
       py::arg("X").noconvert(), py::arg("lists").noconvert(), py::arg("coarse").noconvert(),
       py::arg("n_parts"), py::arg("bits"), py::arg("rotation"), py::arg("min_rotation_rows"),
       py::arg("min_codebook_rows"), py::arg("max_iterations"), py::arg("batch_size"),
-      py::arg("rounds"), py::arg("seed"), py::arg("n_threads"));
+      py::arg("rounded"), py::arg("rounds"), py::arg("seed"), py::arg("n_threads"));
 
   py::class_<LopqView>(m, "LopqView", "Borrows its arrays and keeps them alive.")
       .def(py::init([](std::size_t n_parts, int bits, const Array<float>& coarse,
-                       const Array<float>& rotations, const Array<Signed>& rotation_of,
-                       const Array<float>& codebooks, const Array<Signed>& codebook_of) {
-             const LopqView made =
-                 make_view(n_parts, bits, coarse, rotations, rotation_of, codebooks, codebook_of);
-             made.check();
-             return made;
+                       const py::object& rotations, const Array<Signed>& rotation_of,
+                       const py::object& codebooks, const Array<Signed>& codebook_of,
+                       const py::object& rotation_steps, const py::object& codebook_steps) {
+             LopqView quantizer;
+             quantizer.code = {n_parts, bits};
+             quantizer.d = static_cast<std::size_t>(coarse.shape(1));
+             quantizer.coarse = view(coarse);
+             quantizer.rotations = matrices(rotations, rotation_steps);
+             quantizer.rotation_of = view(rotation_of);
+             quantizer.codebooks = matrices(codebooks, codebook_steps);
+             quantizer.codebook_of = view(codebook_of);
+             quantizer.check();
+             return quantizer;
            }),
-           py::arg("n_parts"), py::arg("bits"), py::arg("coarse").noconvert(),
-           py::arg("rotations").noconvert(), py::arg("rotation_of").noconvert(),
-           py::arg("codebooks").noconvert(), py::arg("codebook_of").noconvert(),
-           py::keep_alive<1, 4>(), py::keep_alive<1, 5>(), py::keep_alive<1, 6>(),
-           py::keep_alive<1, 7>(), py::keep_alive<1, 8>())
+           py::arg("n_parts"), py::arg("bits"), py::arg("coarse").noconvert(), py::arg("rotations"),
+           py::arg("rotation_of").noconvert(), py::arg("codebooks"),
+           py::arg("codebook_of").noconvert(), py::arg("rotation_steps") = py::none(),
+           py::arg("codebook_steps") = py::none(), py::keep_alive<1, 4>(), py::keep_alive<1, 5>(),
+           py::keep_alive<1, 6>(), py::keep_alive<1, 7>(), py::keep_alive<1, 8>(),
+           py::keep_alive<1, 9>(), py::keep_alive<1, 10>())
       .def(
           "encode",
           [](const LopqView& quantizer, const Array<float>& X, const Array<std::uint32_t>& lists,

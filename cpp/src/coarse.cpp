@@ -21,6 +21,7 @@ constexpr std::size_t kTask = 256;       // rows
 constexpr std::size_t kRows = 16;        // compared at a time
 constexpr std::size_t kBlock = 16;       // centroids, interleaved by 4 dimensions
 constexpr std::size_t kGroupBlocks = 8;  // of which lane by lane the least is kept
+constexpr std::size_t kAtOnce = 8;       // candidates compared in float32
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // To the nearest integer, ties to even, of what is small.
@@ -29,14 +30,6 @@ double rounded(double value) {
   return value + kShift - kShift;
 }
 
-struct Candidate {
-  float distance;
-  std::uint32_t number;
-  bool operator<(const Candidate& other) const {
-    return distance != other.distance ? distance < other.distance : number < other.number;
-  }
-};
-
 float smallest(const float* values, std::size_t n) {
   float low[kBlock];
   centroids::kernels().least_of_lanes(values, 1, n / kBlock, low);
@@ -44,6 +37,14 @@ float smallest(const float* values, std::size_t n) {
 }
 
 }  // namespace
+
+struct CoarseSearch::Candidate {
+  float distance;
+  std::uint32_t number;
+  bool operator<(const Candidate& other) const {
+    return distance != other.distance ? distance < other.distance : number < other.number;
+  }
+};
 
 struct CoarseSearch::Scratch {
   std::vector<float> distances, values, least;
@@ -91,14 +92,18 @@ CoarseSearch::CoarseSearch(Span<const float> centroids, std::size_t d)
   }
 }
 
-float CoarseSearch::squared_distance(const float* x, std::size_t centroid) const {
-  const float* c = values_.data() + centroid * d_;
-  float sum = 0.0f;
-  for (std::size_t j = 0; j < d_; ++j) {
-    const float difference = x[j] - c[j];
-    sum = sum + difference * difference;
-  }
-  return sum;
+// Sums of several go side by side: each waits for itself alone.
+void CoarseSearch::measure(const float* x, Candidate* candidates, std::size_t n) const {
+  const float* at[kAtOnce];
+  float sums[kAtOnce] = {};
+  for (std::size_t c = 0; c < kAtOnce; ++c)
+    at[c] = values_.data() + candidates[c < n ? c : 0].number * d_;
+  for (std::size_t j = 0; j < d_; ++j)
+    for (std::size_t c = 0; c < kAtOnce; ++c) {
+      const float difference = x[j] - at[c][j];
+      sums[c] = sums[c] + difference * difference;
+    }
+  for (std::size_t c = 0; c < n; ++c) candidates[c].distance = sums[c];
 }
 
 void CoarseSearch::nearest_of_all(const float* x, std::size_t n_nearest, Scratch& scratch,
@@ -166,6 +171,7 @@ void CoarseSearch::nearest_rows(const float* x, std::size_t n_rows, std::size_t 
         n_nearest == 1 ? smallest(least, n_least)
                        : kdtree::kernels().kth_smallest(least, n_least, n_nearest, n_nearest / 2);
     candidates.clear();
+    std::size_t measured = 0;
     const auto gather = [&](float from, float to) {
       const std::size_t n =
           kdtree::kernels().keep(least, nullptr, n_least, to, scratch.kept.data(), places.data());
@@ -174,8 +180,11 @@ void CoarseSearch::nearest_rows(const float* x, std::size_t n_rows, std::size_t 
           const std::size_t block = places[i] / kBlock * kGroupBlocks + b;
           const std::size_t c = block * kBlock + places[i] % kBlock;
           if (values[c] > from && values[c] <= to)
-            candidates.push_back({squared_distance(row, c), static_cast<std::uint32_t>(c)});
+            candidates.push_back({0.0f, static_cast<std::uint32_t>(c)});
         }
+      for (; measured < candidates.size(); measured += kAtOnce)
+        measure(row, candidates.data() + measured, std::min(kAtOnce, candidates.size() - measured));
+      measured = candidates.size();
     };
     gather(-kInfinity, first);
     const auto nth = candidates.begin() + static_cast<std::ptrdiff_t>(n_nearest - 1);

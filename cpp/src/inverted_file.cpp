@@ -112,6 +112,7 @@ CodeNeighbours scan_lists(const InvertedFileView& file, Span<const float> querie
           rows[together] = queries.data() + by_list[begin + i] * d;
           state[together] = &nearest[i];
         }
+        if (at < pairs.size()) scan.ask_for(static_cast<std::size_t>(pairs[at] >> 32));
         if (file.sizes[list] > 0) scan.list(list, rows, state, together);
       }
     }

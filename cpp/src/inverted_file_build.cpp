@@ -23,8 +23,9 @@ class LeafCutter {
         k_(quantizer.code.n_centroids()),
         part_(quantizer.part_dimension()),
         leaf_size_(leaf_size),
-        book_(quantizer.codebooks.data() +
-              static_cast<std::size_t>(quantizer.codebook_of[list]) * quantizer.d * k_) {}
+        axes_(quantizer) {
+    axes_.open(list);
+  }
 
   void cut(std::uint32_t* codes, std::size_t n) const {
     if (n <= leaf_size_) {
@@ -51,14 +52,14 @@ class LeafCutter {
   const std::uint8_t* numbers_;
   const std::uint32_t* rows_;
   std::size_t m_, k_, part_, leaf_size_;
-  const float* book_;
+  ListAxes axes_;
 
   bool before(std::uint32_t a, std::uint32_t b) const {
     return rows_[a] != rows_[b] ? rows_[a] < rows_[b] : a < b;
   }
 
   float value(std::uint32_t code, std::size_t axis) const {
-    return book_[axis * k_ + numbers_[code * m_ + axis / part_]];
+    return axes_.codebook()[axis * k_ + numbers_[code * m_ + axis / part_]];
   }
 
   std::size_t widest(const std::uint32_t* codes, std::size_t n) const {
@@ -70,7 +71,7 @@ class LeafCutter {
     for (std::size_t axis = 0; axis < m_ * part_; ++axis) {
       double sum = 0.0, squares = 0.0;
       for (std::size_t c = 0; c < k_; ++c) {
-        const double v = static_cast<double>(book_[axis * k_ + c]);
+        const double v = static_cast<double>(axes_.codebook()[axis * k_ + c]);
         const double w = static_cast<double>(counts[axis / part_ * k_ + c]);
         sum += w * v;
         squares += w * v * v;

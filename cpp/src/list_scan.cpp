@@ -11,6 +11,8 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // Between two looks at the limit; they fit the first cache.
 constexpr std::size_t kChunkBlocks = 32;
+// Of the next list: longer ones are read leaf by leaf.
+constexpr std::size_t kMostAsked = 4096;
 
 }  // namespace
 
@@ -29,6 +31,7 @@ ListScan::ListScan(const InvertedFileView& file, const ScanOptions& options)
       options_(options),
       kernels_(scan::kernels()),
       code_(file.quantizer.code),
+      axes_(file.quantizer),
       scratch_(table_scratch(file.quantizer, scan::kTogether)),
       tables_(scan::kTogether * file.quantizer.table_size()),
       least_(scan::kTogether * code_.n_parts),
@@ -48,7 +51,8 @@ void ListScan::list(std::size_t list, const float* const* queries, NearestCodes*
                     std::size_t n) {
   const std::size_t begin = file_.first_block[list], end = file_.first_block[list + 1];
   if (!any_allowed(begin, end)) return;
-  distance_tables(file_.quantizer, queries, n, list, scratch_.data(), tables_.data(),
+  axes_.open(list);
+  distance_tables(file_.quantizer, axes_, queries, n, scratch_.data(), tables_.data(),
                   least_.data());
   Visit* wanted[scan::kTogether];
   std::size_t n_wanted = 0;
@@ -69,6 +73,14 @@ void ListScan::list(std::size_t list, const float* const* queries, NearestCodes*
     blocks(begin, end, wanted, n_wanted);
   else
     leaves(list, begin, end, wanted, n_wanted);
+}
+
+void ListScan::ask_for(std::size_t list) const {
+  axes_.ask_for(list);
+  const std::size_t bytes = (file_.first_block[list + 1] - file_.first_block[list]) *
+                            code_.block_bytes();
+  scan::ask_for(file_.blocks.data() + file_.first_block[list] * code_.block_bytes(),
+                std::min(bytes, kMostAsked));
 }
 
 bool ListScan::any_allowed(std::size_t begin, std::size_t end) const {

@@ -42,11 +42,15 @@ class ListScan {
   void list(std::size_t list, const float* const* queries, NearestCodes* const* nearest,
             std::size_t n);
 
+  // That the beginning of a list, and what its codes mean, be in the cache when it is scanned.
+  void ask_for(std::size_t list) const;
+
  private:
   const InvertedFileView& file_;
   const ScanOptions& options_;
   const scan::Kernels& kernels_;
   const ProductCode code_;
+  ListAxes axes_;
   std::vector<float> scratch_, tables_, least_, bounds_, by_leaf_, sorted_, values_;
   std::vector<Visit> visits_;
   std::vector<scan::Passed> passed_;

@@ -2,6 +2,7 @@
 #include <Eigen/Dense>
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <stdexcept>
 
@@ -77,6 +78,31 @@ std::vector<float> balanced_axes(const Matrix& moment, std::size_t n_parts) {
     product[part] += std::log(std::max(solver.eigenvalues()(axis), least) / smallest);
   }
   return rotation;
+}
+
+// Matrices of n_rows rows of `width` floats, of which n count, in 8 bits; the values become what
+// these stand for.
+Matrices round(std::vector<float>& values, std::size_t n_rows, std::size_t n, std::size_t width) {
+  const std::size_t size = n_rows * width, n_matrices = values.size() / size;
+  Matrices made;
+  made.whole.resize(n_matrices * n_rows * n);
+  made.steps.resize(n_matrices);
+  for (std::size_t m = 0; m < n_matrices; ++m) {
+    float* matrix = values.data() + m * size;
+    std::int8_t* whole = made.whole.data() + m * n_rows * n;
+    float greatest = 0.0f;
+    for (std::size_t i = 0; i < n_rows; ++i)
+      for (std::size_t j = 0; j < n; ++j)
+        greatest = std::max(greatest, std::abs(matrix[i * width + j]));
+    const float step = std::max(greatest / 127.0f, std::numeric_limits<float>::min());
+    for (std::size_t i = 0; i < n_rows; ++i)
+      for (std::size_t j = 0; j < n; ++j)
+        whole[i * n + j] = static_cast<std::int8_t>(
+            std::clamp(std::nearbyint(matrix[i * width + j] / step), -127.0f, 127.0f));
+    centroids::kernels().widen(whole, n_rows, n, step, width, matrix);
+    made.steps[m] = step;
+  }
+  return made;
 }
 
 struct Learned {
@@ -202,8 +228,9 @@ LopqArrays train_lopq(Span<const float> X, Span<const std::uint32_t> lists,
   std::iota(everything.begin(), everything.end(), std::size_t{0});
   const std::vector<std::size_t> sample = thin(std::move(everything), options.max_shared_rows);
   const std::vector<float> pooled = residuals_of(sample);
+  std::vector<float> rotations, codebooks;
   if (options.rotation != Rotation::kNone)
-    made.rotations = balanced_axes(second_moment(pooled, d), m);
+    rotations = balanced_axes(second_moment(pooled, d), m);
   std::vector<std::int32_t> own_rotation;  // lists that have one
   if (options.rotation == Rotation::kLocal) {
     for (std::size_t list = 0; list < n_lists; ++list)
@@ -211,17 +238,18 @@ LopqArrays train_lopq(Span<const float> X, Span<const std::uint32_t> lists,
         own_rotation.push_back(static_cast<std::int32_t>(list));
         made.rotation_of[list] = static_cast<std::int32_t>(own_rotation.size());
       }
-    made.rotations.resize((own_rotation.size() + 1) * d * width);
+    rotations.resize((own_rotation.size() + 1) * d * width);
     parallel_for(own_rotation.size(), options.n_threads, [&](std::size_t i, int) {
       const auto list = static_cast<std::size_t>(own_rotation[i]);
       const auto rotation = balanced_axes(
           second_moment(residuals_of(thin(members[list], options.max_rows_per_list)), d), m);
       std::copy(rotation.begin(), rotation.end(),
-                made.rotations.begin() + static_cast<std::ptrdiff_t>((i + 1) * d * width));
+                rotations.begin() + static_cast<std::ptrdiff_t>((i + 1) * d * width));
     });
   }
+  if (options.rounded && !rotations.empty()) made.rotations = round(rotations, d, d, width);
   const auto rotation_at = [&](std::int32_t number) {
-    const auto begin = made.rotations.begin() +
+    const auto begin = rotations.begin() +
                        static_cast<std::ptrdiff_t>(number) * static_cast<std::ptrdiff_t>(d * width);
     return std::vector<float>(begin, begin + static_cast<std::ptrdiff_t>(d * width));
   };
@@ -235,16 +263,16 @@ LopqArrays train_lopq(Span<const float> X, Span<const std::uint32_t> lists,
       continue;
     }
     centroids::kernels().product(
-        made.rotations.data() + static_cast<std::size_t>(number) * d * width, d, width,
+        rotations.data() + static_cast<std::size_t>(number) * d * width, d, width,
         pooled.data() + i * d, 1, one.data());
     std::copy_n(one.data(), d, turned.data() + i * d);
   }
   Learned shared = learn_codebook(turned, d, options, options.max_iterations, {},
                                   mix64(options.seed), options.n_threads);
-  made.codebooks = std::move(shared.codebook);
+  codebooks = std::move(shared.codebook);
   made.n_iterations = shared.n_iterations;
-  if (options.rotation == Rotation::kShared && options.rounds > 0)
-    alternate(pooled, d, options, made.rotations, made.codebooks);
+  if (options.rotation == Rotation::kShared && options.rounds > 0 && !options.rounded)
+    alternate(pooled, d, options, rotations, codebooks);
 
   if (options.min_codebook_rows > 0 && options.rotation == Rotation::kLocal) {
     std::vector<std::size_t> own;
@@ -253,7 +281,7 @@ LopqArrays train_lopq(Span<const float> X, Span<const std::uint32_t> lists,
         own.push_back(list);
         made.codebook_of[list] = static_cast<std::int32_t>(own.size());
       }
-    made.codebooks.resize((own.size() + 1) * d * k);
+    codebooks.resize((own.size() + 1) * d * k);
     std::vector<std::size_t> n_iterations(own.size());
     parallel_for(own.size(), options.n_threads, [&](std::size_t i, int) {
       const std::size_t list = own[i];
@@ -263,10 +291,16 @@ LopqArrays train_lopq(Span<const float> X, Span<const std::uint32_t> lists,
                                              mix64(options.seed + list + 1), 1);
       n_iterations[i] = learned.n_iterations;
       std::copy(learned.codebook.begin(), learned.codebook.end(),
-                made.codebooks.begin() + static_cast<std::ptrdiff_t>((i + 1) * d * k));
+                codebooks.begin() + static_cast<std::ptrdiff_t>((i + 1) * d * k));
     });
     for (const std::size_t count : n_iterations)
       made.n_iterations = std::max(made.n_iterations, count);
+  }
+  if (options.rounded) {
+    made.codebooks = round(codebooks, d, k, k);
+  } else {
+    made.rotations.values = std::move(rotations);
+    made.codebooks.values = std::move(codebooks);
   }
   return made;
 }

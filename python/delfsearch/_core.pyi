@@ -208,10 +208,11 @@ def train_lopq(
     min_codebook_rows: int,
     max_iterations: int,
     batch_size: int,
+    rounded: bool,
     rounds: int,
     seed: int,
     n_threads: int,
-) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32], NDArray[np.int32], int]: ...
+) -> tuple[dict[str, NDArray[Any]], int]: ...
 
 class LopqView:
     def __init__(
@@ -219,10 +220,12 @@ class LopqView:
         n_parts: int,
         bits: int,
         coarse: NDArray[np.float32],
-        rotations: NDArray[np.float32],
+        rotations: NDArray[np.float32] | NDArray[np.int8],
         rotation_of: NDArray[np.int32],
-        codebooks: NDArray[np.float32],
+        codebooks: NDArray[np.float32] | NDArray[np.int8],
         codebook_of: NDArray[np.int32],
+        rotation_steps: NDArray[np.float32] | None = None,
+        codebook_steps: NDArray[np.float32] | None = None,
     ) -> None: ...
     def encode(
         self, X: NDArray[np.float32], lists: NDArray[np.uint32], n_threads: int

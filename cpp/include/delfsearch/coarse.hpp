@@ -29,6 +29,7 @@ class CoarseSearch {
                                      int n_threads) const;
 
  private:
+  struct Candidate;
   struct Scratch;
 
   std::size_t d_;
@@ -45,7 +46,7 @@ class CoarseSearch {
                       std::uint32_t* numbers) const;
   void nearest_rows(const float* x, std::size_t n_rows, std::size_t n_nearest, Scratch& scratch,
                     std::uint32_t* numbers) const;
-  float squared_distance(const float* x, std::size_t centroid) const;
+  void measure(const float* x, Candidate* candidates, std::size_t n) const;
 };
 
 }  // namespace delfsearch

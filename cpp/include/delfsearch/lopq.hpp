@@ -21,14 +21,23 @@
 
 namespace delfsearch {
 
+// Matrices of one size, one after another: float32, or, in a quarter of the memory, 8-bit whole
+// numbers times a step of each matrix. Borrowed.
+struct MatricesView {
+  Span<const float> values;
+  Span<const std::int8_t> whole;  // instead of values
+  Span<const float> steps;        // one for each matrix of `whole`
+};
+
 // Borrowed arrays (a memory map, say).
 struct LopqView {
   ProductCode code;
   std::size_t d = 0;
-  Span<const float> coarse;              // (n_lists, d)
-  Span<const float> rotations;           // (n_rotations, d, padded d): column o gives output o
+  Span<const float> coarse;  // (n_lists, d)
+  // (n_rotations, d, padded d), column o gives output o; in 8 bits (n_rotations, d, d).
+  MatricesView rotations;
   Span<const std::int32_t> rotation_of;  // (n_lists), -1 for none
-  Span<const float> codebooks;           // (n_codebooks, n_parts, d / n_parts, n_centroids)
+  MatricesView codebooks;                // (n_codebooks, n_parts, d / n_parts, n_centroids)
   Span<const std::int32_t> codebook_of;  // (n_lists)
 
   std::size_t n_lists() const { return d == 0 ? 0 : coarse.size() / d; }
@@ -40,15 +49,24 @@ struct LopqView {
 
 inline std::size_t padded_outputs(std::size_t d) { return (d + 15) / 16 * 16; }
 
+struct Matrices {
+  std::vector<float> values;
+  std::vector<std::int8_t> whole;
+  std::vector<float> steps;
+
+  MatricesView view() const { return {values, whole, steps}; }
+};
+
 struct LopqArrays {
   ProductCode code;
   std::size_t d = 0;
-  std::vector<float> coarse, rotations, codebooks;
+  std::vector<float> coarse;
+  Matrices rotations, codebooks;
   std::vector<std::int32_t> rotation_of, codebook_of;
   std::size_t n_iterations = 0;  // of k-means, the most that a codebook took
 
   LopqView view() const {
-    return {code, d, coarse, rotations, rotation_of, codebooks, codebook_of};
+    return {code, d, coarse, rotations.view(), rotation_of, codebooks.view(), codebook_of};
   }
 };
 
@@ -61,6 +79,9 @@ struct LopqOptions {
   std::size_t max_shared_rows = 262144;   // likewise, for what lists share
   std::size_t max_iterations = 25;        // of k-means
   std::size_t batch_size = 0;             // rows of its mini-batches; 0: all rows
+  // Rotations and codebooks in 8 bits, codebooks learned behind the rounded rotations. There are no
+  // rounds then.
+  bool rounded = false;
   int rounds = 0;  // of alternating optimization (Ge et al. 2013) of shared rotation and codebook
   std::uint64_t seed = 0;
   int n_threads = 1;
@@ -86,14 +107,34 @@ std::vector<float> code_distances(const LopqView& quantizer, Span<const float> q
                                   Span<const std::uint8_t> numbers, Span<const std::uint32_t> lists,
                                   int n_threads);
 
-// The residual of x in the axes of a list; out has room for padded_outputs(d).
-void residual_in_list(const LopqView& quantizer, const float* x, std::size_t list, float* out);
+// The rotation and the codebook of a list in float32: where they are, or made of 8 bits in room of
+// its own.
+class ListAxes {
+ public:
+  explicit ListAxes(const LopqView& quantizer);
+  ListAxes(const ListAxes&) = delete;
+  ListAxes& operator=(const ListAxes&) = delete;
 
-// Squared distances of each part of each of n rows to the centroids of a list: tables (n, n_parts,
-// n_centroids), and the least of each part: least (n, n_parts). scratch has table_scratch(q, n)
-// floats. Rows share the fetching of the rotation.
-void distance_tables(const LopqView& quantizer, const float* const* rows, std::size_t n,
-                     std::size_t list, float* scratch, float* tables, float* least);
+  void open(std::size_t list);
+  void ask_for(std::size_t list) const;  // that it be in the cache when it is opened
+  std::size_t list() const { return list_; }
+  const float* rotation() const { return rotation_; }  // (d, padded d), null for none
+  const float* codebook() const { return codebook_; }  // (n_parts, d / n_parts, n_centroids)
+
+ private:
+  const LopqView& quantizer_;
+  std::vector<float> own_rotation_, own_codebook_;
+  std::size_t list_;
+  std::int32_t rotation_number_ = -1, codebook_number_ = -1;
+  const float* rotation_ = nullptr;
+  const float* codebook_ = nullptr;
+};
+
+// Squared distances of each part of each of n rows to the centroids of the list that `axes` has
+// open: tables (n, n_parts, n_centroids), and the least of each part: least (n, n_parts). scratch
+// has table_scratch(q, n) floats. Rows share the fetching of the rotation.
+void distance_tables(const LopqView& quantizer, const ListAxes& axes, const float* const* rows,
+                     std::size_t n, float* scratch, float* tables, float* least);
 
 inline std::size_t table_scratch(const LopqView& quantizer, std::size_t n) {
   return n * (quantizer.d + padded_outputs(quantizer.d));

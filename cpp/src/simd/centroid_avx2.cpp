@@ -34,6 +34,10 @@ DELFSEARCH_INLINE F operator-(F a, F b) { return {_mm256_sub_ps(a.v, b.v)}; }
 DELFSEARCH_INLINE F operator*(F a, F b) { return {_mm256_mul_ps(a.v, b.v)}; }
 DELFSEARCH_INLINE F broadcast(float a) { return {_mm256_set1_ps(a)}; }
 DELFSEARCH_INLINE F load(const float* a) { return {_mm256_loadu_ps(a)}; }
+DELFSEARCH_INLINE F whole_lanes(const std::int8_t* a) {
+  return {_mm256_cvtepi32_ps(
+      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(a))))};
+}
 DELFSEARCH_INLINE void store(float* to, F a) { _mm256_storeu_ps(to, a.v); }
 DELFSEARCH_INLINE void store(std::uint32_t* to, U a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), a.v);
@@ -64,7 +68,7 @@ DELFSEARCH_INLINE U choose(Bits b, U yes, U no) {
 
 const Kernels& kernels_avx2() {
   static const Kernels table{nearest,     squared_distances, product,
-                             part_tables, part_nearest,      least_of_lanes};
+                             part_tables, part_nearest,      widen,   least_of_lanes};
   return table;
 }
 

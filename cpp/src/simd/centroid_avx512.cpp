@@ -39,6 +39,10 @@ DELFSEARCH_INLINE F operator-(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
 DELFSEARCH_INLINE F operator*(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
 DELFSEARCH_INLINE F broadcast(float a) { return {_mm512_set1_ps(a)}; }
 DELFSEARCH_INLINE F load(const float* a) { return {_mm512_loadu_ps(a)}; }
+DELFSEARCH_INLINE F whole_lanes(const std::int8_t* a) {
+  return {_mm512_cvtepi32_ps(
+      _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a))))};
+}
 DELFSEARCH_INLINE void store(float* to, F a) { _mm512_storeu_ps(to, a.v); }
 DELFSEARCH_INLINE void store(std::uint32_t* to, U a) { _mm512_storeu_si512(to, a.v); }
 DELFSEARCH_INLINE U broadcast_u(std::uint32_t a) {
@@ -63,7 +67,7 @@ DELFSEARCH_INLINE U choose(Bits b, U yes, U no) {
 
 const Kernels& kernels_avx512() {
   static const Kernels table{nearest,     squared_distances, product,
-                             part_tables, part_nearest,      least_of_lanes};
+                             part_tables, part_nearest,      widen,   least_of_lanes};
   return table;
 }
 

@@ -188,6 +188,18 @@ DELFSEARCH_TARGET void part_nearest(const Codebook& codebook, const float* x,
   }
 }
 
+DELFSEARCH_TARGET void widen(const std::int8_t* whole, std::size_t n_rows, std::size_t n,
+                             float step, std::size_t width, float* out) {
+  const F steps = broadcast(step);
+  for (std::size_t i = 0; i < n_rows; ++i, whole += n, out += width) {
+    std::size_t j = 0;
+    // The rows behind may be read, but not what is behind the last one.
+    const std::size_t left = (n_rows - i) * n;
+    for (; j < n && j + kLanes <= left; j += kLanes) store(out + j, whole_lanes(whole + j) * steps);
+    for (; j < n; ++j) out[j] = static_cast<float>(whole[j]) * step;
+  }
+}
+
 DELFSEARCH_TARGET void least_of_lanes(const float* values, std::size_t n_groups,
                                       std::size_t group_size, float* least) {
   for (std::size_t group = 0; group < n_groups; ++group, values += 16 * group_size, least += 16) {

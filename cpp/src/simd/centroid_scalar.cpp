@@ -44,6 +44,9 @@ DELFSEARCH_INLINE F broadcast(float a) {
 DELFSEARCH_INLINE F load(const float* a) {
   return each<F>([&](int j) { return a[j]; });
 }
+DELFSEARCH_INLINE F whole_lanes(const std::int8_t* a) {
+  return each<F>([&](int j) { return static_cast<float>(a[j]); });
+}
 DELFSEARCH_INLINE void store(float* to, F a) {
   for (int j = 0; j < kLanes; ++j) to[j] = a.v[j];
 }
@@ -74,7 +77,7 @@ DELFSEARCH_INLINE T choose(Bits b, T yes, T no) {
 
 const Kernels& kernels_scalar() {
   static const Kernels table{nearest,     squared_distances, product,
-                             part_tables, part_nearest,      least_of_lanes};
+                             part_tables, part_nearest,      widen,   least_of_lanes};
   return table;
 }
 

@@ -24,11 +24,12 @@ constexpr std::size_t kMostRanked = 400;
 // Scans ask for the codes so far ahead: processors do it by themselves within a page only.
 constexpr std::size_t kAheadBytes = 2048;
 
-inline void ask_for(const std::uint8_t* codes, std::size_t n_bytes) {
+inline void ask_for(const void* from, std::size_t n_bytes) {
 #if defined(__GNUC__) || defined(__clang__)
-  for (std::size_t at = 0; at < n_bytes; at += 64) __builtin_prefetch(codes + at);
+  for (std::size_t at = 0; at < n_bytes; at += 64)
+    __builtin_prefetch(static_cast<const std::uint8_t*>(from) + at);
 #else
-  (void)codes;
+  (void)from;
   (void)n_bytes;
 #endif
 }

@@ -25,18 +25,18 @@ _DTYPES = {
     "lower": (np.dtype("<f4"), 1),
     "step": (np.dtype("<f4"), 1),
     "coarse": (np.dtype("<f4"), 2),
-    "rotations": (np.dtype("<f4"), 3),
+    "rotations": (np.dtype("i1"), 3),
+    "rotation_steps": (np.dtype("<f4"), 1),
     "rotation_of": (np.dtype("<i4"), 1),
-    "codebooks": (np.dtype("<f4"), 4),
+    "codebooks": (np.dtype("i1"), 4),
+    "codebook_steps": (np.dtype("<f4"), 1),
     "codebook_of": (np.dtype("<i4"), 1),
 }
-_LEARNED = ("rotations", "rotation_of", "codebooks", "codebook_of")
+_LEARNED = tuple(_DTYPES)[4:]
 # Rows of a cell, at least, that it learns from on average: fewer rows make fewer cells.
 ROWS_PER_LIST = 32
 # Of each cell, at most to twice as many, that cells themselves are learned from.
 _COARSE_ROWS = 128
-# Rows of a family of cells, on average, over those that it needs.
-_FAMILY = 1.5
 _COARSE_ITERATIONS, _CODE_ITERATIONS, _TOLERANCE = 10, 25, 1e-4
 
 
@@ -44,7 +44,8 @@ _COARSE_ITERATIONS, _CODE_ITERATIONS, _TOLERANCE = 10, 25, 1e-4
 class CodeModel:
     """quantizer : of the exact descriptors, 8 bits a dimension, which codes are made from.
 
-    coarse (n_lists, d) float32; rotations, rotation_of, codebooks, codebook_of : see lopq.hpp.
+    coarse (n_lists, d) float32; learned : rotations, codebooks, both in 8 bits, with the steps of
+    each, and the numbers of those that each cell has: see lopq.hpp.
     """
 
     quantizer: UniformQuantizer
@@ -63,7 +64,7 @@ class CodeModel:
         learned: Mapping[str, NDArray[Any]],
     ) -> CodeModel:
         """Put a model together; raises ValueError where its arrays do not belong together."""
-        view = _core.LopqView(n_parts, bits, coarse, *(learned[name] for name in _LEARNED))
+        view = _core.LopqView(n_parts, bits, coarse, **{name: learned[name] for name in _LEARNED})
         return CodeModel(quantizer, n_parts, bits, coarse, learned, view)
 
     @staticmethod
@@ -96,7 +97,7 @@ class CodeModel:
         families = _families(coarse, cells, min_codebook_rows, seed, n_threads)
         rows -= coarse[cells]
         n_families = int(families.max()) + 1
-        rotations, rotation_of, codebooks, codebook_of, _ = _core.train_lopq(
+        learned, _ = _core.train_lopq(
             rows,
             families[cells],
             np.zeros((n_families, rows.shape[1]), np.float32),
@@ -107,12 +108,14 @@ class CodeModel:
             min_codebook_rows,
             _CODE_ITERATIONS,
             0,
+            True,
             0,
             seed,
             n_threads,
         )
-        learned = (rotations, rotation_of[families], codebooks, codebook_of[families])
-        return CodeModel.of(quantizer, n_parts, bits, coarse, dict(zip(_LEARNED, learned)))
+        for name in ("rotation_of", "codebook_of"):
+            learned[name] = learned[name][families]
+        return CodeModel.of(quantizer, n_parts, bits, coarse, learned)
 
     @property
     def dimension(self) -> int:
@@ -198,7 +201,7 @@ def _families(
     own = np.flatnonzero(counts >= min_rows)
     families[own] = np.arange(len(own), dtype=np.uint32)
     if len(few):
-        n_groups = max(1, min(len(few), int(counts[few].sum() / (_FAMILY * min_rows))))
+        n_groups = max(1, min(len(few), int(counts[few].sum() / min_rows)))
         centres = np.ascontiguousarray(coarse[few])
         grouped, _, _ = _core.kmeans(
             centres, n_groups, _CODE_ITERATIONS, _TOLERANCE, 0, seed, n_threads

@@ -199,7 +199,7 @@ class ProductQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         rounds: int = 0,
         seed: int | None = None,
     ) -> None:
-        rotations, rotation_of, codebooks, codebook_of, n_iterations = _core.train_lopq(
+        learned, self.n_iter_ = _core.train_lopq(
             matrix,
             np.zeros(len(matrix), np.uint32) if cells is None else cells,
             coarse,
@@ -210,19 +210,13 @@ class ProductQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             min_codebook_rows,
             self.max_iter,
             self.batch_size,
+            False,
             rounds,
             check_seed(self.random_state) if seed is None else seed,
             check_n_jobs(self.n_jobs),
         )
-        self._arrays: dict[str, NDArray[Any]] = {
-            "coarse": coarse,
-            "rotations": rotations,
-            "rotation_of": rotation_of,
-            "codebooks": codebooks,
-            "codebook_of": codebook_of,
-        }
-        self.codebooks_ = codebooks[0]
-        self.n_iter_ = n_iterations
+        self._arrays: dict[str, NDArray[Any]] = {"coarse": coarse, **learned}
+        self.codebooks_ = learned["codebooks"][0]
         self._view = self._make_view()
 
     def _make_view(self) -> _core.LopqView:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <stdexcept>
 
@@ -10,6 +11,7 @@
 #include "delfsearch/quantizer.hpp"
 #include "simd/centroid_kernels.hpp"
 #include "simd/kdtree_kernels.hpp"
+#include "simd/scan_kernels.hpp"
 
 namespace delfsearch {
 
@@ -112,13 +114,29 @@ void CoarseSearch::nearest_of_all(const float* x, std::size_t n_nearest, Scratch
   scratch.distances.resize(n_blocks * centroids::kBlock);
   centroids::kernels().squared_distances({packed_.data(), nullptr, d_, n_blocks}, x,
                                          scratch.distances.data());
-  auto& all = scratch.candidates;
-  all.resize(size());
-  for (std::size_t c = 0; c < size(); ++c)
-    all[c] = {scratch.distances[c], static_cast<std::uint32_t>(c)};
-  const auto end = all.begin() + static_cast<std::ptrdiff_t>(n_nearest);
-  std::partial_sort(all.begin(), end, all.end());
-  for (std::size_t i = 0; i < n_nearest; ++i) numbers[i] = all[i].number;
+  // Those within a distance that n_nearest at least, and not many more, do not exceed.
+  const kdtree::Kernels& kernels = kdtree::kernels();
+  const float limit =
+      kernels.kth_smallest(scratch.distances.data(), size(), n_nearest, n_nearest / 4);
+  scratch.kept.resize(size() + scan::kRoom);
+  scratch.places.resize(size() + scan::kRoom);
+  const std::size_t n = kernels.keep(scratch.distances.data(), nullptr, size(), limit,
+                                     scratch.kept.data(), scratch.places.data());
+  if (n > scan::kMostRanked) {
+    auto& all = scratch.candidates;
+    all.resize(n);
+    for (std::size_t i = 0; i < n; ++i) all[i] = {scratch.kept[i], scratch.places[i]};
+    const auto end = all.begin() + static_cast<std::ptrdiff_t>(n_nearest);
+    std::partial_sort(all.begin(), end, all.end());
+    for (std::size_t i = 0; i < n_nearest; ++i) numbers[i] = all[i].number;
+    return;
+  }
+  // Distances are not negative: their bits rise with them.
+  std::uint32_t keys[scan::kMostRanked + scan::kRoom] = {}, ranks[scan::kMostRanked + scan::kRoom];
+  std::memcpy(keys, scratch.kept.data(), n * sizeof(float));
+  scan::kernels().ranks(keys, n, ranks);
+  for (std::size_t i = 0; i < n; ++i)
+    if (ranks[i] < n_nearest) numbers[ranks[i]] = scratch.places[i];
 }
 
 void CoarseSearch::nearest_rows(const float* x, std::size_t n_rows, std::size_t n_nearest,

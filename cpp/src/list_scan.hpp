@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "delfsearch/aligned.hpp"
 #include "delfsearch/inverted_file.hpp"
 #include "nearest_codes.hpp"
 #include "simd/scan_kernels.hpp"
@@ -17,7 +18,7 @@ struct Visit {
   NearestCodes* nearest = nullptr;
   const float* table = nullptr;     // (n_parts, n_centroids)
   const float* least = nullptr;     // of each part
-  std::vector<std::uint8_t> bytes;  // the table less `least`, rounded down, of `unit`
+  AlignedVector<std::uint8_t> bytes;  // the table less `least`, rounded down, of `unit`
   double base = 0.0;                // sum of `least`
   double unit = 0.0;                // 0: bytes are not made
   std::size_t n_parts = 0;
@@ -51,7 +52,8 @@ class ListScan {
   const scan::Kernels& kernels_;
   const ProductCode code_;
   ListAxes axes_;
-  std::vector<float> scratch_, tables_, least_, bounds_, by_leaf_, sorted_, values_;
+  AlignedVector<float> scratch_, tables_;
+  std::vector<float> least_, bounds_, by_leaf_, sorted_, values_;
   std::vector<Visit> visits_;
   std::vector<scan::Passed> passed_;
   std::vector<std::uint32_t> order_, places_;

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "delfsearch/aligned.hpp"
 #include "delfsearch/product_code.hpp"
 #include "delfsearch/span.hpp"
 
@@ -123,7 +124,7 @@ class ListAxes {
 
  private:
   const LopqView& quantizer_;
-  std::vector<float> own_rotation_, own_codebook_;
+  AlignedVector<float> own_rotation_, own_codebook_;
   std::size_t list_;
   std::int32_t rotation_number_ = -1, codebook_number_ = -1;
   const float* rotation_ = nullptr;

@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "delfsearch/parallel.hpp"
+#include "simd/ids_kernels.hpp"
 #include "simd/scan_kernels.hpp"
 
 namespace delfsearch {
@@ -11,8 +12,10 @@ namespace {
 
 constexpr std::size_t kTask = 64;  // queries
 
+constexpr std::size_t kFewProbes = 16;
+
 struct Probed {
-  std::uint64_t first_block, first_sequence;
+  std::uint64_t first_block, first_sequence, size;
 };
 
 // One query's: the ids of places, sequence after sequence.
@@ -29,7 +32,8 @@ class Reader {
     for (std::size_t p = 0; p < n; ++p) {
       if (lists[p] >= file_.n_lists()) throw std::invalid_argument("a probe is out of range");
       probed_[p] = {file_.first_block[lists[p]],
-                    file_.leaf_blocks == 0 ? lists[p] : file_.first_leaf[lists[p]]};
+                    file_.leaf_blocks == 0 ? lists[p] : file_.first_leaf[lists[p]],
+                    file_.sizes[lists[p]]};
     }
     // An empty list begins where the next one does, which has the later sequence.
     std::sort(probed_.begin(), probed_.end(), [](const Probed& a, const Probed& b) {
@@ -39,6 +43,48 @@ class Reader {
   }
 
   void read(const std::int64_t* places, std::size_t n, std::int64_t* rows) {
+    if (open_short())
+      read_each(places, n, rows);
+    else
+      read_in_order(places, n, rows);
+  }
+
+ private:
+  // Lists of one sequence each, all of them short.
+  bool open_short() {
+    if (probed_.size() > kFewProbes) return false;
+    starts_.clear();
+    sizes_.clear();
+    for (std::size_t p = 0; p < probed_.size(); ++p) {
+      const std::size_t sequence = static_cast<std::size_t>(probed_[p].first_sequence);
+      const std::uint64_t size = probed_[p].size;
+      if (size == 0) continue;
+      if ((leaf_codes_ != 0 && size > leaf_codes_) ||
+          !ids_.ids.open_short(sequence, static_cast<std::size_t>(size), short_[starts_.size()]))
+        return false;
+      starts_.push_back(probed_[p].first_block * kCodeBlock);
+      sizes_.push_back(size);
+    }
+    return true;
+  }
+
+  void read_each(const std::int64_t* places, std::size_t n, std::int64_t* rows) {
+    wanted_.resize(n);
+    found_.resize(n);
+    for (std::size_t i = 0; i < n; ++i) {
+      const auto place = static_cast<std::uint64_t>(places[i]);
+      std::size_t list = 0;  // the last that begins at or before the place
+      for (std::size_t p = 1; p < starts_.size(); ++p) list += starts_[p] <= place;
+      if (starts_.empty() || place - starts_[list] >= sizes_[list])
+        throw std::invalid_argument("a place is not in the lists probed");
+      wanted_[i] = {static_cast<std::uint32_t>(list),
+                    static_cast<std::uint32_t>(place - starts_[list])};
+    }
+    ids::kernels().get_each(short_, wanted_.data(), n, found_.data());
+    for (std::size_t i = 0; i < n; ++i) rows[i] = found_[i];
+  }
+
+  void read_in_order(const std::int64_t* places, std::size_t n, std::int64_t* rows) {
     sort(places, n);
     std::size_t list = 0;
     for (std::size_t i = 0; i < n;) {
@@ -68,7 +114,6 @@ class Reader {
     }
   }
 
- private:
   // order_: place, then where it was given.
   void sort(const std::int64_t* places, std::size_t n) {
     order_.resize(n);
@@ -94,6 +139,9 @@ class Reader {
   std::vector<Probed> probed_;
   std::vector<std::uint64_t> order_;
   std::vector<std::uint32_t> at_, found_;
+  std::vector<std::uint64_t> starts_, sizes_;  // of lists that are short, in codes
+  std::vector<ids::Wanted> wanted_;
+  ids::ShortSequence short_[kFewProbes];
 };
 
 void order_ties(const float* squared, std::int64_t* rows, std::size_t n) {

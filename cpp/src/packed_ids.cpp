@@ -52,6 +52,19 @@ std::uint32_t below(std::uint64_t universe, std::uint64_t upper, const std::uint
   return static_cast<std::uint32_t>(std::min(value, universe - 1));
 }
 
+ids::Sequence sequence_of(const PackedIdsView& view, std::size_t sequence, std::size_t n) {
+  const Layout layout = layout_of(n, view.universe);
+  const std::uint64_t* samples = view.words.data() + view.starts[sequence];
+  const std::uint64_t* high = samples + layout.n_sample_words;
+  return {samples,
+          high,
+          high + layout.n_high_words,
+          layout.n_high_words,
+          layout.n_low_words,
+          layout.low_bits,
+          view.universe - 1};
+}
+
 }  // namespace
 
 PackedIds pack_ids(Span<const std::uint32_t> values, Span<const std::uint64_t> firsts,
@@ -121,14 +134,15 @@ std::uint32_t PackedIdsView::get(std::size_t sequence, std::size_t n, std::size_
 
 void PackedIdsView::get_some(std::size_t sequence, std::size_t n, const std::uint32_t* at,
                              std::size_t count, std::uint32_t* out) const {
-  if (count == 0) return;
-  const Layout layout = layout_of(n, universe);
-  const std::uint64_t* samples = words.data() + starts[sequence];
-  const std::uint64_t* high = samples + layout.n_sample_words;
-  static const ids::GetSome get_some_of = ids::get_some();
-  get_some_of({samples, high, high + layout.n_high_words, layout.n_high_words, layout.n_low_words,
-               layout.low_bits, universe - 1},
-              at, count, out);
+  if (count > 0) ids::kernels().get_some(sequence_of(*this, sequence, n), at, count, out);
+}
+
+bool PackedIdsView::open_short(std::size_t sequence, std::size_t n,
+                               ids::ShortSequence& made) const {
+  made.sequence = sequence_of(*this, sequence, n);
+  if (made.sequence.low_bits == 0 || made.sequence.n_high_words > ids::kShortWords) return false;
+  ids::kernels().open(made);
+  return true;
 }
 
 void PackedIdsView::get_all(std::size_t sequence, std::size_t n, std::uint32_t* out) const {

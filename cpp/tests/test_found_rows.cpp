@@ -56,6 +56,18 @@ void some_of_a_sequence() {
         view.get_some(0, n, at.data(), at.size(), out.data());
         for (std::size_t c = 0; c < at.size(); ++c) CHECK(out[c] == values[at[c]]);
       }
+      ids::ShortSequence opened;
+      const bool is_short = view.open_short(0, n, opened);
+      CHECK(is_short || n >= 900 || universe < 2 * n);
+      if (!is_short) continue;
+      std::vector<ids::Wanted> wanted(300);
+      for (auto& one : wanted) one = {0, static_cast<std::uint32_t>(generator() % n)};
+      std::vector<std::uint32_t> out(wanted.size());
+      for (const auto* kernels : {&ids::kernels_scalar(), &ids::kernels()}) {
+        kernels->open(opened);
+        kernels->get_each(&opened, wanted.data(), wanted.size(), out.data());
+        for (std::size_t c = 0; c < out.size(); ++c) CHECK(out[c] == values[wanted[c].number]);
+      }
     }
 }
 
@@ -72,8 +84,19 @@ void damaged_sequences_stay_within() {
     for (std::uint32_t i = 0; i < 180; i += 1 + round % 7) at.push_back(i);
     scalar.resize(at.size());
     best.resize(at.size());
-    ids::get_some_scalar(sequence, at.data(), at.size(), scalar.data());
-    ids::get_some()(sequence, at.data(), at.size(), best.data());
+    ids::kernels_scalar().get_some(sequence, at.data(), at.size(), scalar.data());
+    ids::kernels().get_some(sequence, at.data(), at.size(), best.data());
+    ids::ShortSequence opened{sequence, {}};
+    std::vector<ids::Wanted> wanted;
+    for (std::uint32_t i = 0; i < 200; i += 7) wanted.push_back({0, (i * 61) % 180});
+    std::vector<std::uint32_t> each(wanted.size()), other(wanted.size());
+    for (const auto* kernels : {&ids::kernels_scalar(), &ids::kernels()}) {
+      kernels->open(opened);
+      kernels->get_each(&opened, wanted.data(), wanted.size(), each.data());
+      for (const std::uint32_t value : each) CHECK(value <= 99999);
+      CHECK(other == each || kernels == &ids::kernels_scalar());
+      other = each;
+    }
     for (const std::uint32_t value : scalar) CHECK(value <= 99999);
     for (const std::uint32_t value : best) CHECK(value <= 99999);
   }

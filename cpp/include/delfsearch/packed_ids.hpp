@@ -17,6 +17,9 @@
 #include "delfsearch/span.hpp"
 
 namespace delfsearch {
+namespace ids {
+struct ShortSequence;
+}
 
 struct PackedIds {
   std::vector<std::uint64_t> words;
@@ -35,6 +38,8 @@ struct PackedIdsView {
   // Numbers at[0] ... at[count - 1] of it, at rising: one pass over what lies between.
   void get_some(std::size_t sequence, std::size_t n, const std::uint32_t* at, std::size_t count,
                 std::uint32_t* out) const;
+  // Whether any numbers of it can be read as ids::Kernels::get_each does; if so, made ready for it.
+  bool open_short(std::size_t sequence, std::size_t n, ids::ShortSequence& made) const;
   // All n of them.
   void get_all(std::size_t sequence, std::size_t n, std::uint32_t* out) const;
   // Throws std::invalid_argument where a sequence has another number of words than its size says,

@@ -38,13 +38,18 @@ DELFSEARCH_INLINE std::uint64_t low_part(const Sequence& sequence, std::size_t i
 
 #include "ids_lanes.inl"
 
+void get_some(const Sequence& sequence, const std::uint32_t* at, std::size_t count,
+              std::uint32_t* out) {
+  // All bits in the upper part: nothing to load.
+  if (sequence.low_bits == 0) return kernels_scalar().get_some(sequence, at, count, out);
+  get_some_of(sequence, at, count, out);
+}
+
 }  // namespace
 
-void get_some_bmi2(const Sequence& sequence, const std::uint32_t* at, std::size_t count,
-                   std::uint32_t* out) {
-  // All bits in the upper part: nothing to load.
-  if (sequence.low_bits == 0) return get_some_scalar(sequence, at, count, out);
-  get_some_of(sequence, at, count, out);
+const Kernels& kernels_bmi2() {
+  static const Kernels table{get_some, open_short, get_each_of};
+  return table;
 }
 
 }  // namespace delfsearch::ids

@@ -22,17 +22,34 @@ struct Sequence {
   std::uint64_t greatest;  // what a damaged file may not exceed
 };
 
-// Numbers at[0] ... at[count - 1], at rising. Words that were not packed so give some numbers.
-using GetSome = void (*)(const Sequence& sequence, const std::uint32_t* at, std::size_t count,
-                         std::uint32_t* out);
+// A sequence of few words: which of them holds a number's bit is found by halving. It has lower
+// bits.
+constexpr std::size_t kShortWords = 32;
+struct ShortSequence {
+  Sequence sequence;
+  std::uint16_t before[kShortWords];  // numbers with bits before each word; the largest behind
+};
+struct Wanted {
+  std::uint32_t sequence, number;
+};
 
-GetSome get_some();  // that of this processor, or of DELFSEARCH_SIMD
-
-void get_some_scalar(const Sequence& sequence, const std::uint32_t* at, std::size_t count,
-                     std::uint32_t* out);
-#ifdef DELFSEARCH_X86
-void get_some_bmi2(const Sequence& sequence, const std::uint32_t* at, std::size_t count,
+// Words that were not packed so give some numbers.
+struct Kernels {
+  // Numbers at[0] ... at[count - 1], at rising.
+  void (*get_some)(const Sequence& sequence, const std::uint32_t* at, std::size_t count,
                    std::uint32_t* out);
+  // Makes `sequence` of at most kShortWords upper words, below 2^16 numbers, ready for get_each.
+  void (*open)(ShortSequence& short_sequence);
+  // Any numbers of some sequences.
+  void (*get_each)(const ShortSequence* sequences, const Wanted* wanted, std::size_t count,
+                   std::uint32_t* out);
+};
+
+const Kernels& kernels();  // those of this processor, or of DELFSEARCH_SIMD
+
+const Kernels& kernels_scalar();
+#ifdef DELFSEARCH_X86
+const Kernels& kernels_bmi2();
 #endif
 
 }  // namespace delfsearch::ids

@@ -25,3 +25,27 @@ DELFSEARCH_TARGET void get_some_of(const Sequence& sequence, const std::uint32_t
     out[c] = static_cast<std::uint32_t>(value < sequence.greatest ? value : sequence.greatest);
   }
 }
+
+DELFSEARCH_TARGET void open_short(ShortSequence& of) {
+  std::size_t before = 0;
+  for (std::size_t word = 0; word < kShortWords; ++word) {
+    of.before[word] = word < of.sequence.n_high_words ? static_cast<std::uint16_t>(before) : 0xffff;
+    if (word < of.sequence.n_high_words) before += how_many(of.sequence.high[word]);
+  }
+}
+
+DELFSEARCH_TARGET void get_each_of(const ShortSequence* sequences, const Wanted* wanted,
+                                   std::size_t count, std::uint32_t* out) {
+  for (std::size_t c = 0; c < count; ++c) {
+    const ShortSequence& of = sequences[wanted[c].sequence];
+    const std::size_t i = wanted[c].number;
+    // The last word with at most i numbers before it; steps without a branch.
+    std::size_t word = 0;
+    for (std::size_t step = kShortWords / 2; step > 0; step /= 2)
+      word += of.before[word + step] <= i ? step : 0;
+    const std::uint64_t upper = word * 64 + nth(of.sequence.high[word], i - of.before[word]) - i;
+    const std::uint64_t value = upper << of.sequence.low_bits | low_part(of.sequence, i);
+    out[c] =
+        static_cast<std::uint32_t>(value < of.sequence.greatest ? value : of.sequence.greatest);
+  }
+}

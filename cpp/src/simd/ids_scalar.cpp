@@ -28,16 +28,16 @@ inline std::uint64_t low_part(const Sequence& sequence, std::size_t i) {
 
 }  // namespace
 
-void get_some_scalar(const Sequence& sequence, const std::uint32_t* at, std::size_t count,
-                     std::uint32_t* out) {
-  get_some_of(sequence, at, count, out);
+const Kernels& kernels_scalar() {
+  static const Kernels table{get_some_of, open_short, get_each_of};
+  return table;
 }
 
-GetSome get_some() {
+const Kernels& kernels() {
 #ifdef DELFSEARCH_X86
-  if (simd() == Simd::kAvx512 || simd() == Simd::kAvx2) return get_some_bmi2;
+  if (simd() == Simd::kAvx512 || simd() == Simd::kAvx2) return kernels_bmi2();
 #endif
-  return get_some_scalar;
+  return kernels_scalar();
 }
 
 }  // namespace delfsearch::ids

@@ -50,6 +50,7 @@ struct CoarseSearch::Candidate {
 
 struct CoarseSearch::Scratch {
   std::vector<float> distances, values, least;
+  std::vector<double> scaled;
   std::vector<std::int8_t> words;
   std::vector<kdtree::Query> queries;
   std::vector<float> kept;
@@ -73,6 +74,8 @@ CoarseSearch::CoarseSearch(Span<const float> centroids, std::size_t d)
   const std::vector<std::uint8_t> codes = quantize(quantizer, values_);
   lower_.assign(quantizer.lower.begin(), quantizer.lower.end());
   step_.assign(quantizer.step.begin(), quantizer.step.end());
+  middle_.resize(d);
+  for (std::size_t i = 0; i < d; ++i) middle_[i] = lower_[i] + 128.0 * step_[i];
   const std::size_t in_group = kBlock * kGroupBlocks, d4 = (d + 3) / 4;
   n_groups_ = (size() + in_group - 1) / in_group;
   codes_.assign(n_groups_ * in_group * d4 * 4, 0);
@@ -148,32 +151,39 @@ void CoarseSearch::nearest_rows(const float* x, std::size_t n_rows, std::size_t 
   scratch.kept.resize(n_least + 16);
   scratch.places.resize(n_least + 16);
   scratch.words.assign(kRows * d4 * 4, 0);
+  scratch.scaled.resize(d_);
   scratch.queries.assign(n_rows, {});
   double constant[kRows] = {}, slack[kRows] = {};
   for (std::size_t r = 0; r < n_rows; ++r) {
     // D = |row|^2 + norm - 2 unit sum word (code - 128), off by 2 unit (row - word) (code - 128).
-    double largest = 0.0, squares = 0.0, off = 0.0, sum = 0.0;
+    // Four sums of each kind go side by side.
+    double largest[4] = {}, squares[4] = {}, off[4] = {}, sum[4] = {};
+    double* scaled = scratch.scaled.data();
     for (std::size_t i = 0; i < d_; ++i) {
-      const double from = static_cast<double>(x[r * d_ + i]) - (lower_[i] + 128.0 * step_[i]);
-      largest = std::max(largest, std::abs(from * step_[i]));
-      squares += from * from;
+      const double from = static_cast<double>(x[r * d_ + i]) - middle_[i];
+      scaled[i] = from * step_[i];
+      largest[i % 4] = std::max(largest[i % 4], std::abs(scaled[i]));
+      squares[i % 4] += from * from;
     }
-    const double unit = std::max(largest / 127.0, 1e-300);
+    const double unit =
+        std::max(*std::max_element(largest, largest + 4) / 127.0, 1e-300);
+    std::int8_t* words = scratch.words.data() + r * d4 * 4;
     for (std::size_t i = 0; i < d_; ++i) {
-      const double from = static_cast<double>(x[r * d_ + i]) - (lower_[i] + 128.0 * step_[i]);
-      const double exactly = from * step_[i] / unit, word = rounded(exactly);
-      scratch.words[r * d4 * 4 + i] = static_cast<std::int8_t>(word);
-      off += (exactly - word) * (exactly - word);
-      sum += word;
+      const double exactly = scaled[i] / unit, word = rounded(exactly);
+      words[i] = static_cast<std::int8_t>(word);
+      off[i % 4] += (exactly - word) * (exactly - word);
+      sum[i % 4] += word;
     }
+    const auto total = [](const double (&of)[4]) { return of[0] + of[1] + of[2] + of[3]; };
     kdtree::Query& query = scratch.queries[r];
-    query.high = scratch.words.data() + r * d4 * 4;
-    query.high_offset = static_cast<std::int32_t>(128.0 * sum);
+    query.high = words;
+    query.high_offset = static_cast<std::int32_t>(128.0 * total(sum));
     query.rank_scale = static_cast<float>(2.0 * unit);
-    constant[r] = squares;
+    constant[r] = total(squares);
     // And float32's rounding: of sums up to 255 * 127 d, and of norms.
-    slack[r] = 2.0 * unit * (std::sqrt(off) * largest_code_ + 0.01 * static_cast<double>(d_)) +
-               1e-5 * squares;
+    slack[r] =
+        2.0 * unit * (std::sqrt(total(off)) * largest_code_ + 0.01 * static_cast<double>(d_)) +
+        1e-5 * constant[r];
   }
   kdtree::kernels().rank(codes_.data(), norms_.data(), stride / kBlock, d4, scratch.queries.data(),
                          n_rows, scratch.values.data(), stride);

@@ -13,6 +13,7 @@ namespace {
 constexpr std::size_t kTask = 64;  // queries
 
 constexpr std::size_t kFewProbes = 16;
+constexpr std::size_t kMostAsked = 1024;  // bytes of a list
 
 struct Probed {
   std::uint64_t first_block, first_sequence, size;
@@ -42,6 +43,19 @@ class Reader {
     });
   }
 
+  // That the ids of short lists be in the cache when they are read.
+  void ask_for(const std::uint32_t* lists, std::size_t n) const {
+    if (n > kFewProbes) return;
+    for (std::size_t p = 0; p < n; ++p) {
+      if (lists[p] >= file_.n_lists()) continue;
+      const std::uint64_t sequence =
+          file_.leaf_blocks == 0 ? lists[p] : file_.first_leaf[lists[p]];
+      const std::uint64_t begin = ids_.ids.starts[sequence], end = ids_.ids.starts[sequence + 1];
+      scan::ask_for(ids_.ids.words.data() + begin,
+                    std::min<std::size_t>(kMostAsked, 8 * static_cast<std::size_t>(end - begin)));
+    }
+  }
+
   void read(const std::int64_t* places, std::size_t n, std::int64_t* rows) {
     if (open_short())
       read_each(places, n, rows);
@@ -69,17 +83,22 @@ class Reader {
   }
 
   void read_each(const std::int64_t* places, std::size_t n, std::int64_t* rows) {
+    // The last list that begins at or before each place, list by list for all places at once.
     wanted_.resize(n);
     found_.resize(n);
-    for (std::size_t i = 0; i < n; ++i) {
-      const auto place = static_cast<std::uint64_t>(places[i]);
-      std::size_t list = 0;  // the last that begins at or before the place
-      for (std::size_t p = 1; p < starts_.size(); ++p) list += starts_[p] <= place;
-      if (starts_.empty() || place - starts_[list] >= sizes_[list])
-        throw std::invalid_argument("a place is not in the lists probed");
-      wanted_[i] = {static_cast<std::uint32_t>(list),
-                    static_cast<std::uint32_t>(place - starts_[list])};
+    at_.assign(n, 0);
+    for (std::size_t i = 0; i < n; ++i) found_[i] = static_cast<std::uint32_t>(places[i]);
+    for (std::size_t p = 1; p < starts_.size(); ++p) {
+      const auto start = static_cast<std::uint32_t>(starts_[p]);
+      for (std::size_t i = 0; i < n; ++i) at_[i] += start <= found_[i];
     }
+    bool all = n == 0 || !starts_.empty();
+    for (std::size_t i = 0; i < n && all; ++i) {
+      const auto place = static_cast<std::uint64_t>(places[i]) - starts_[at_[i]];
+      all = place < sizes_[at_[i]];
+      wanted_[i] = {at_[i], static_cast<std::uint32_t>(place)};
+    }
+    if (!all) throw std::invalid_argument("a place is not in the lists probed");
     ids::kernels().get_each(short_, wanted_.data(), n, found_.data());
     for (std::size_t i = 0; i < n; ++i) rows[i] = found_[i];
   }
@@ -175,6 +194,7 @@ std::vector<std::int64_t> rows_of_places(const InvertedFileView& file, const Lis
       const std::int64_t* own = places.data() + q * k;
       std::size_t n = 0;
       while (n < k && own[n] >= 0) ++n;
+      if (q + 1 < m) reader.ask_for(probes.data() + (q + 1) * n_probe, n_probe);
       reader.probe(probes.data() + q * n_probe, n_probe);
       reader.read(own, n, rows.data() + q * k);
       order_ties(squared_distances.data() + q * k, rows.data() + q * k, n);

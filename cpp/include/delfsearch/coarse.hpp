@@ -38,7 +38,7 @@ class CoarseSearch {
   std::size_t n_groups_ = 0;          // 0: everything in float32
   std::vector<std::uint8_t> codes_;   // blocks of 16, interleaved by 4 dimensions
   std::vector<float> norms_;          // seen from the middle of the range
-  std::vector<double> lower_, step_;  // of each dimension
+  std::vector<double> lower_, step_, middle_;  // of each dimension; what code 128 stands for
   double largest_error_ = 0.0;        // distance of a centroid to what its codes stand for
   double largest_code_ = 0.0;         // length of codes - 128
 

@@ -22,7 +22,7 @@ constexpr std::size_t kRoom = 16;     // entries that may be written behind the 
 constexpr std::size_t kMostRanked = 400;
 
 // Scans ask for the codes so far ahead: processors do it by themselves within a page only.
-constexpr std::size_t kAheadBytes = 2048;
+constexpr std::size_t kAheadBytes = 4096;
 
 inline void ask_for(const void* from, std::size_t n_bytes) {
 #if defined(__GNUC__) || defined(__clang__)

@@ -96,6 +96,7 @@ void bind_codes(py::module_& m) {
                                                    static_cast<std::size_t>(centroids.shape(1)));
            }),
            py::arg("centroids").noconvert())
+      .def_property_readonly("n_bytes", &CoarseSearch::n_bytes)
       .def(
           "nearest",
           [](const CoarseSearch& coarse, const Array<float>& X, std::size_t n_nearest,

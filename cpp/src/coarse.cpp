@@ -62,6 +62,9 @@ CoarseSearch::CoarseSearch(Span<const float> centroids, std::size_t d)
     : d_(d), values_(centroids.begin(), centroids.end()) {
   if (d == 0 || centroids.empty() || centroids.size() % d != 0)
     throw std::invalid_argument("centroids must be a (k, d) matrix, k and d at least 1");
+  for (const float value : values_)
+    if (!(std::abs(value) <= 2.0f * Quantizer::kMaxMagnitude))
+      throw std::invalid_argument("centroids must be finite and not too large");
   packed_.assign((size() + centroids::kBlock - 1) / centroids::kBlock * centroids::kBlock * d,
                  0.0f);
   for (std::size_t c = 0; c < size(); ++c)
@@ -95,6 +98,10 @@ CoarseSearch::CoarseSearch(Span<const float> centroids, std::size_t d)
     largest_error_ = std::max(largest_error_, std::sqrt(error));
     largest_code_ = std::max(largest_code_, std::sqrt(length));
   }
+}
+
+std::size_t CoarseSearch::n_bytes() const {
+  return (values_.size() + packed_.size() + norms_.size()) * sizeof(float) + codes_.size();
 }
 
 // Sums of several go side by side: each waits for itself alone.

@@ -1,5 +1,7 @@
 """The compiled core. Arguments are unchecked: use the Python classes."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -189,6 +191,8 @@ def assign_nearest(
 
 class CoarseSearch:
     def __init__(self, centroids: NDArray[np.float32]) -> None: ...
+    @property
+    def n_bytes(self) -> int: ...
     def nearest(
         self, X: NDArray[np.float32], n_nearest: int, n_threads: int
     ) -> NDArray[np.uint32]: ...

@@ -10,8 +10,11 @@ from delfsearch.features import LocalFeatures
 from delfsearch.index import builder as builder_module
 from delfsearch.index import segment_set as segment_set_module
 from delfsearch.index import settings as settings_module
+from delfsearch.index.builder import IndexBuilder
 from delfsearch.index.delf_index import DelfIndex
 from delfsearch.index.engines import ListEngine
+from delfsearch.storage import arrays as arrays_module
+from delfsearch.storage.catalog import Catalog
 
 LISTS = {"method": "ivf", "code": "4x5", "n_lists": 3, "n_probe": 3}
 
@@ -83,6 +86,141 @@ def test_a_build_that_stops_while_it_merges_goes_on(tmp_path, photos, monkeypatc
             DelfIndex(**LISTS).build(tmp_path / "i", photos)
     DelfIndex(**LISTS).build(tmp_path / "i", photos)
     assert files_of(tmp_path / "i") == files_of(whole.path)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("fails_at", ["coarse", "image_ids", "lists.blocks", "catalog"])
+def test_a_build_that_dies_while_it_writes_goes_on(
+    tmp_path, photos, monkeypatch, trained, fails_at
+):
+    """After every kind of folder; once right before the commit that would name them."""
+    monkeypatch.setattr(ListEngine, "part_rows", 30)
+    monkeypatch.setattr(builder_module, "_COMMIT_ROWS", 30)
+    training = photos if trained else None
+    whole = DelfIndex(**LISTS).build(tmp_path / "whole", photos, training=training)
+    write_array, commits = arrays_module.write_array, Catalog.commit
+
+    def write(path, array):
+        if path.stem == fails_at:
+            raise OSError(28, "No space left on device")
+        return write_array(path, array)
+
+    def commit(self):
+        if list((tmp_path / "i").glob("codes-*")):
+            raise KeyboardInterrupt
+        return commits(self)
+
+    with monkeypatch.context() as context:
+        context.setattr(arrays_module, "write_array", write)
+        if fails_at == "catalog":
+            context.setattr(Catalog, "commit", commit)
+        with pytest.raises((OSError, KeyboardInterrupt)):
+            DelfIndex(**LISTS).build(tmp_path / "i", photos, training=training)
+    DelfIndex(**LISTS).build(tmp_path / "i", photos, training=training)
+    assert files_of(tmp_path / "i") == files_of(whole.path)
+
+
+def test_what_waits_for_long_is_made_safe(tmp_path, photos, monkeypatch):
+    """Whatever a commit's number of features: an extractor may take a second a photo."""
+    monkeypatch.setattr(builder_module, "_COMMIT_SECONDS", -1.0)
+    for training in (photos, None):
+        folder = tmp_path / ("trained" if training else "plain")
+
+        def breaks():
+            yield from photos[:5]
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            DelfIndex(**LISTS).build(folder, breaks(), training=training)
+        builder = builder_module.IndexBuilder(DelfIndex(**LISTS), folder)
+        assert builder.n_photos == 5
+        builder.close()
+        built = DelfIndex(**LISTS).build(folder, photos, training=training)
+        assert len(built) == len(photos)
+
+
+def test_one_descriptor_out_of_range_does_not_spoil_a_build(tmp_path, photos, monkeypatch):
+    monkeypatch.setattr(builder_module, "_COMMIT_ROWS", 1)
+    huge = LocalFeatures(
+        keypoints_xy=np.zeros((1, 2), np.float32),
+        scores=np.ones(1, np.float32),
+        scales=np.ones(1, np.float32),
+        descriptors=np.full((1, 8), 1e17, np.float32),
+    )
+    with pytest.raises(ValueError, match=r"descriptors of features must lie within \+-1e\+16"):
+        DelfIndex(**LISTS).build(tmp_path / "i", [*photos[:3], huge])
+    assert len(DelfIndex(**LISTS).build(tmp_path / "i", photos)) == len(photos)
+
+
+def test_a_build_without_features_leaves_its_folder_empty(tmp_path, photos):
+    with pytest.raises(ValueError, match="at least one readable photo"):
+        DelfIndex(**LISTS).build(tmp_path / "i", [], training=photos)
+    assert list((tmp_path / "i").iterdir()) == []
+    assert len(DelfIndex(**LISTS).build(tmp_path / "i", photos)) == len(photos)
+
+
+def test_what_was_learned_stays_where_the_first_photos_have_no_features(tmp_path, photos):
+    empty = LocalFeatures.empty(8)
+    index = DelfIndex(**LISTS).build(tmp_path / "i", [empty, empty], training=photos)
+    index.add(photos)
+    assert [p.name for p in (tmp_path / "i").glob("codes-*")] == ["codes-000001"]
+    whole = DelfIndex(**LISTS).build(tmp_path / "whole", photos, training=photos)
+    ours, theirs = index.query(photos[3], k=5), whole.query(photos[3], k=5)
+    assert ours.image_ids.tolist() == (theirs.image_ids + 2).tolist()
+    with pytest.raises(ValueError, match="columns"):
+        index.add(
+            [
+                LocalFeatures(
+                    keypoints_xy=np.zeros((1, 2), np.float32),
+                    scores=np.ones(1, np.float32),
+                    scales=np.ones(1, np.float32),
+                    descriptors=np.ones((1, 12), np.float32),
+                )
+            ]
+        )
+
+
+def test_a_build_in_parts_goes_on_with_its_own_parameters_only(tmp_path, photos, monkeypatch):
+    monkeypatch.setattr(ListEngine, "part_rows", 30)
+    monkeypatch.setattr(builder_module, "_COMMIT_ROWS", 30)
+    add_part, n_parts = IndexBuilder._add_part, 0
+
+    def dies(self, *arguments):
+        nonlocal n_parts
+        n_parts += 1
+        if n_parts == 3:
+            raise KeyboardInterrupt
+        add_part(self, *arguments)
+
+    with monkeypatch.context() as context:
+        context.setattr(IndexBuilder, "_add_part", dies)
+        with pytest.raises(KeyboardInterrupt):
+            DelfIndex(**LISTS).build(tmp_path / "i", photos)
+    for other in ({"code": "2x6"}, {"method": "kdtree"}, {"postings": "photos"}):
+        with pytest.raises(ValueError, match="was begun with"):
+            DelfIndex(**{**LISTS, **other}).build(tmp_path / "i", photos)
+    assert len(DelfIndex(**LISTS).build(tmp_path / "i", photos)) == len(photos)
+
+
+def test_more_features_than_lists_hold_are_refused_at_once(tmp_path, photos, monkeypatch):
+    monkeypatch.setattr(builder_module, "MAX_ROWS", 40)
+    taken = []
+
+    def counted():
+        for photo in photos:
+            taken.append(photo)
+            yield photo
+
+    with pytest.raises(ValueError, match="at most 40 where an index is built"):
+        DelfIndex(**LISTS).build(tmp_path / "i", counted())
+    assert len(taken) < len(photos)
+    monkeypatch.setattr(segment_set_module, "MAX_ROWS", 40)
+    index = DelfIndex(**LISTS, merge_factor=100.0).fit(photos[:3])
+    for photo in photos[3:9]:
+        index.add([photo])
+    assert len(index) == 9
+    with pytest.raises(ValueError, match="merge needs at most 40 features"):
+        index.merge()
 
 
 def test_what_it_refuses(tmp_path, photos, monkeypatch):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
+from delfsearch import _core
 from delfsearch.errors import IndexFormatError
 from delfsearch.index.code_model import CodeModel
 from delfsearch.index.inverted_file import InvertedFile, parse_code
@@ -48,7 +49,7 @@ def test_all_lists_and_leaves_give_what_comparing_all_codes_gives(file, rows):
     # Rotations of 8 bits are not quite orthogonal.
     stands_for = file.model_.view.decode(numbers, cells).astype(np.float64)
     exact = ((queries[:, None] - stands_for[None]) ** 2).sum(2)
-    np.testing.assert_allclose(every, exact, rtol=0.02, atol=1e-3)
+    np.testing.assert_allclose(every, exact, rtol=0.05, atol=1e-3)
     assert all(len(set(row)) == 20 for row in ids.tolist())
 
 
@@ -214,8 +215,8 @@ def test_cells_with_few_rows_share_with_their_neighbours():
     ours = InvertedFile(**options, min_codebook_rows=400).fit(X.astype(np.float32))
     shared = InvertedFile(**options, min_codebook_rows=10**6).fit(X.astype(np.float32))
     families = ours.model_.learned["codebook_of"]
-    # What is left with too few shares number 0.
-    assert 3 <= len(set(families.tolist())) <= 10 and (families > 0).mean() > 0.7
+    # All have rows enough: none is left with number 0, which all would share.
+    assert 3 <= len(set(families.tolist())) <= 10 and (families > 0).all()
     assert set(shared.model_.learned["codebook_of"].tolist()) == {0}
     # Cells of one family lie about one of the four centres.
     centre = ((ours.model_.coarse[:, None] - far) ** 2).sum(2).argmin(1)
@@ -226,3 +227,39 @@ def test_cells_with_few_rows_share_with_their_neighbours():
         return float(((decoded(file) - file.model_.quantizer.decode(file.codes())) ** 2).mean())
 
     assert error(ours) < 0.8 * error(shared)
+
+
+def test_models_of_float32_are_read(file, rows):
+    """As they were before rotations and codebooks took 8 bits."""
+    arrays = file.model_.arrays()
+    d = file.n_features_in_
+    steps = arrays.pop("rotation_steps")[:, None, None], arrays.pop("codebook_steps")
+    rotations = np.zeros((len(steps[0]), d, -(-d // 16) * 16), np.float32)
+    rotations[:, :, :d] = arrays["rotations"] * steps[0]
+    codebooks = arrays["codebooks"] * steps[1][:, None, None, None]
+    old = CodeModel.from_arrays(
+        {**arrays, "rotations": rotations, "codebooks": codebooks.astype(np.float32)}, "codes"
+    )
+    again = InvertedFile.from_arrays(file.arrays(), old, SMALL)
+    for ours, theirs in zip(again.query(rows[:20], k=5), file.query(rows[:20], k=5)):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["coarse", "rotation_steps", "codebook_steps", "lower"])
+def test_models_that_are_not_finite_are_refused(file, name):
+    arrays = {key: array.copy() for key, array in file.model_.arrays().items()}
+    arrays[name].reshape(-1)[-1] = np.nan
+    with pytest.raises(IndexFormatError, match="damaged"):
+        CodeModel.from_arrays(arrays, "codes")
+    with pytest.raises(ValueError, match="finite"):
+        _core.CoarseSearch(np.full((1000, 4), np.nan, np.float32))
+
+
+def test_removal_is_counted_and_read_once(file, rows):
+    before = sum(file.memory_usage().values())
+    removed = pickle.loads(pickle.dumps(file))
+    removed.remove([3, 5])
+    added = sum(removed.memory_usage().values()) - before
+    _, ids = removed.query(rows[3:4], k=5, n_probe=4)
+    assert 3 not in ids
+    assert sum(removed.memory_usage().values()) - before == added >= removed.n_ids_

@@ -88,6 +88,37 @@ def test_an_interrupted_build_goes_on(tmp_path, rows, model):
         open_lists(tmp_path, model)
 
 
+def test_rows_that_could_not_be_written_wait(tmp_path, rows, model, monkeypatch):
+    expected = InvertedFileBuilder(model, tmp_path / "whole")
+    expected.add(rows, COUNTS)
+    builder = InvertedFileBuilder(model, tmp_path / "b")
+    builder.add(rows, COUNTS)
+
+    def fails(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name in ("write", "finish"):
+        with monkeypatch.context() as context:
+            context.setattr(ArrayWriter, name, fails)
+            with pytest.raises(OSError, match="No space"):
+                builder.commit()
+    with monkeypatch.context() as context:
+        context.setattr(InvertedFileBuilder, "_write_state", fails)
+        with pytest.raises(OSError, match="No space"):
+            builder.commit()
+    assert same_arrays(builder.finish(), expected.finish())
+
+
+def test_another_model_does_not_go_on(tmp_path, rows, model):
+    InvertedFileBuilder(model, tmp_path / "b")
+    other = InvertedFile(**SMALL, random_state=7).learn(rows)
+    with pytest.raises(ValueError, match="was begun with model="):
+        InvertedFileBuilder(other, tmp_path / "b")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "state.json.new").write_text("{")  # died in its first write
+    assert InvertedFileBuilder(model, tmp_path / "c").n_rows == 0
+
+
 def test_without_exact_descriptors(tmp_path, rows, model):
     builder = InvertedFileBuilder(model, tmp_path / "b", keep_exact=False)
     builder.add(model.quantize(rows), COUNTS)

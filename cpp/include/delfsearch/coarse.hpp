@@ -23,6 +23,7 @@ class CoarseSearch {
 
   std::size_t size() const { return values_.size() / d_; }
   std::size_t dimension() const { return d_; }
+  std::size_t n_bytes() const;  // in memory
 
   // (m, n_nearest) numbers of the nearest centroids of rows X (m, d), best first.
   std::vector<std::uint32_t> nearest(Span<const float> X, std::size_t n_nearest,

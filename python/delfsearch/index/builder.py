@@ -15,8 +15,9 @@ from delfsearch.features import LocalFeatures
 from delfsearch.index.checks import check_features, check_photos
 from delfsearch.index.delf_index import DelfIndex
 from delfsearch.index.engines import Engine, Shared
+from delfsearch.index.inverted_file import MAX_ROWS
 from delfsearch.index.segment import Segment, build_segment, check_layout, pack, rows_in, sample
-from delfsearch.index.segment_set import SHARED, merge_stored, store_segment
+from delfsearch.index.segment_set import SHARED, TRAINED, merge_stored, store_segment
 from delfsearch.storage import tables
 from delfsearch.storage.catalog import FILE_NAME
 from delfsearch.storage.records import NotIndexed
@@ -25,7 +26,7 @@ from delfsearch.storage.store import BUILDING, IndexStore, check_target
 # A commit costs milliseconds and the features of one photo often seconds: at most a minute is lost.
 _COMMIT_PHOTOS = 256
 _COMMIT_SECONDS = 60.0
-# Features that come one after the other wait in RAM, some 200 bytes each.
+# Features that wait in RAM, some 200 bytes each, or, where codes are known, on disk in float32.
 _COMMIT_ROWS = 1 << 21
 
 
@@ -60,10 +61,16 @@ class _Intake:
     @property
     def due(self) -> bool:
         """Whether it is time to commit."""
-        waiting = len(self._photos) + len(self._refused) + len(self._duplicates)
-        return waiting >= _COMMIT_PHOTOS or (
-            waiting > 0 and time.monotonic() - self._since > _COMMIT_SECONDS
-        )
+        return self._n_notes >= _COMMIT_PHOTOS or self.late
+
+    @property
+    def late(self) -> bool:
+        """Whether something has waited for long."""
+        return self._n_notes > 0 and time.monotonic() - self._since > _COMMIT_SECONDS
+
+    @property
+    def _n_notes(self) -> int:
+        return len(self._photos) + len(self._refused) + len(self._duplicates)
 
     def _taken_photos(self) -> tuple[list[LocalFeatures], list[Mapping[str, Any]]]:
         taken = (self._photos, self._metadata)
@@ -100,12 +107,25 @@ class IndexBuilder(_Intake):
         index._check_parameters()
         self._index = index
         super().__init__(_open_building(path))
+        self._n_rows = int(
+            self._store.catalog.scalar("SELECT coalesce(sum(n_features), 0) FROM images")
+        )
         if self._store.folders(SHARED) and self._store.catalog.value("index") is not None:
             try:
                 index._check_begun(self._store)
             except ValueError:
                 self._store.close()
                 raise
+
+    def add(self, features: LocalFeatures, metadata: Mapping[str, Any]) -> None:
+        """Take one photo in; metadata must hold its path and content_hash."""
+        if self._n_rows + len(features) > MAX_ROWS:
+            raise ValueError(
+                f"features must be at most {MAX_ROWS} where an index is built; this photo would "
+                "make them more. Build an index of fewer photos and add the others to it"
+            )
+        self._n_rows += len(features)
+        super().add(features, metadata)
 
     @property
     def n_photos(self) -> int:
@@ -143,17 +163,22 @@ class IndexBuilder(_Intake):
         index, store = self._index, self._store
         if store.folders(SHARED):
             return  # by the run that was interrupted
-        rows = [photo.descriptors for photo in training if len(photo)]
+        rows = [{"descriptors": photo.descriptors} for photo in training if len(photo)]
         if not rows:
             raise ValueError("training must hold at least one photo with features; got none")
         if store.folders("chunk"):
-            raise ValueError("training must be given from the first photo on")
+            raise ValueError(
+                f"training must be given from the first photo on; {store.path} holds photos that "
+                "were taken in without it. Go on without, or build into another folder"
+            )
         store.catalog.set_value("dimension", self._dimension(training))
         engine = index._choose(0, store)
-        matrix = np.concatenate(rows).astype(np.float32, copy=False)
+        n_rows = sum(map(len, training))
+        matrix = sample(rows, n_rows, engine).astype(np.float32, copy=False)
         arrays = engine.shared_arrays(engine.learn(matrix))
         assert arrays is not None
         store.add_folder(SHARED, arrays)
+        store.catalog.set_value(TRAINED, True)
         index._store_parameters(store)
         store.commit()
 
@@ -178,20 +203,32 @@ class IndexBuilder(_Intake):
             image_ids = range(first, first + len(photos))
             dimension = self._dimension(photos)
             tables.insert_records(self._store, tables.make_records(image_ids, photos, metadata))
-            chunk = pack(image_ids, photos, dimension)
+            self._store.add_folder("chunk", pack(image_ids, photos, dimension))
             if self._store.folders(SHARED):
-                engine = self._engine(0)
-                self._add_part([chunk], engine, self._learned(engine))
-            else:
-                self._store.add_folder("chunk", chunk)
+                self._encode_many()
         self._write_notes()
         self._store.commit()
 
+    def _encode_many(self) -> None:
+        """Make a part of all chunks, once they are large together."""
+        folders = self._store.folders("chunk")
+        chunks = [self._store.lazy_arrays(folder) for folder in folders]
+        if sum(map(rows_in, chunks)) < _COMMIT_ROWS:
+            return
+        engine = self._engine(0)
+        self._add_part(chunks, folders, engine, self._learned(engine))
+
     def _add_part(
-        self, chunks: Sequence[Mapping[str, NDArray[Any]]], engine: Engine, shared: Shared | None
+        self,
+        chunks: Sequence[Mapping[str, NDArray[Any]]],
+        folders: Sequence[str],
+        engine: Engine,
+        shared: Shared | None,
     ) -> None:
-        segment = build_segment(chunks, engine, shared)
-        self._store.add_folder("segment", segment.arrays())
+        """Encode chunks, and drop them."""
+        self._store.add_folder("part", build_segment(chunks, engine, shared).arrays())
+        for folder in folders:
+            self._store.drop_folder(folder)
 
     def finish(self) -> DelfIndex:
         """Build the index of everything taken in; returns the index, fitted.
@@ -201,7 +238,7 @@ class IndexBuilder(_Intake):
         self.commit()
         store = self._store
         folders = store.folders("chunk")
-        if not folders and not store.folders("segment"):
+        if not folders and not store.folders("part"):
             refused = store.catalog.select("not_indexed")
             store.discard()
             reasons = "".join(f"\n  {path}: {reason}" for path, reason, *_ in refused[:3])
@@ -243,20 +280,18 @@ class IndexBuilder(_Intake):
             arrays = engine.shared_arrays(shared)
             assert arrays is not None
             store.add_folder(SHARED, arrays)
+            self._index._store_parameters(store)
         for group in groups:
-            self._add_part(chunks[group], engine, shared)
-            for folder in folders[group]:
-                store.drop_folder(folder)
+            self._add_part(chunks[group], folders[group], engine, shared)
             store.commit()
         shared = self._learned(engine)
-        segments = [
+        parts = [
             Segment.from_arrays(store.arrays(folder), folder, engine, shared)
-            for folder in store.folders("segment")
+            for folder in store.folders("part")
         ]
-        if len(segments) > 1:
-            merge_stored(store, segments, engine, shared)
-            for segment in segments:
-                store.drop_folder(segment.folder)
+        merge_stored(store, parts, engine, shared)
+        for part in parts:
+            store.drop_folder(part.folder)
 
     def close(self) -> None:
         """Let go of the folder; what was not committed is forgotten."""
@@ -331,7 +366,7 @@ def build_index(
             if number < skipped:
                 continue
             builder.add(check_features(photo, "features"), note or {})
-            if builder.n_waiting >= _COMMIT_ROWS:
+            if builder.n_waiting >= _COMMIT_ROWS or builder.late:
                 builder.commit()
         return builder.finish()
     except BaseException:

@@ -10,12 +10,21 @@ from numpy.typing import NDArray
 
 from delfsearch._validation import check_vector
 from delfsearch.features import LocalFeatures
+from delfsearch.index.uniform_quantizer import MAX_MAGNITUDE
 
 
 def check_features(features: Any, name: str) -> LocalFeatures:
-    """Return features if they are LocalFeatures."""
+    """Return features if they are LocalFeatures whose descriptors can be indexed."""
     if not isinstance(features, LocalFeatures):
         raise TypeError(f"{name} must be LocalFeatures; got {type(features).__name__}")
+    descriptors = features.descriptors
+    if descriptors.size and descriptors.dtype != np.uint8:
+        largest = float(np.abs(descriptors).max())
+        if not largest <= MAX_MAGNITUDE:
+            raise ValueError(
+                f"descriptors of {name} must lie within +-{MAX_MAGNITUDE:g}; got {largest:g}. "
+                "Scale them"
+            )
     return features
 
 
@@ -33,7 +42,11 @@ def check_photos(features: Any) -> list[LocalFeatures]:
 
 def as_ids(ids: Any, name: str, n: int | None = None) -> NDArray[np.int64]:
     """Return ids as (n,) int64."""
+    if isinstance(ids, Iterable) and not isinstance(ids, np.ndarray):
+        ids = list(ids)
     values = np.asarray(ids)
+    if values.ndim == 0:
+        raise TypeError(f"{name} must be a sequence of integers; got {ids!r}. Pass [{ids!r}]")
     # An empty list is float64 to NumPy.
     values = values if values.size else np.zeros(0, np.int64)
     return np.asarray(check_vector(values, name, np.int64, n=n))

@@ -5,6 +5,7 @@ All segments of an index share one, so that they answer as one would; it lies be
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from delfsearch.index.uniform_quantizer import UniformQuantizer
 Arrays = dict[str, NDArray[Any]]
 
 _LOCAL = 2  # LopqOptions::Rotation
+# Rotations and codebooks in float32 have no steps: those of indexes before there were 8 bits.
 _DTYPES = {
     "split": (np.dtype("<i8"), 1),  # parts, bits
     "lower": (np.dtype("<f4"), 1),
@@ -64,7 +66,7 @@ class CodeModel:
         learned: Mapping[str, NDArray[Any]],
     ) -> CodeModel:
         """Put a model together; raises ValueError where its arrays do not belong together."""
-        view = _core.LopqView(n_parts, bits, coarse, **{name: learned[name] for name in _LEARNED})
+        view = _core.LopqView(n_parts, bits, coarse, **learned)
         return CodeModel(quantizer, n_parts, bits, coarse, learned, view)
 
     @staticmethod
@@ -150,6 +152,19 @@ class CodeModel:
         """What finds the nearest of coarse."""
         return _core.CoarseSearch(self.coarse)
 
+    def digest(self) -> str:
+        """Return a checksum of all of it."""
+        hashed = hashlib.blake2b(digest_size=16)
+        for name, array in sorted(self.arrays().items()):
+            hashed.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            hashed.update(np.ascontiguousarray(array).data)
+        return hashed.hexdigest()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return sum(array.nbytes for array in self.arrays().values()) + self.cells.n_bytes
+
     def arrays(self) -> Arrays:
         """Return what goes on disk."""
         return {
@@ -163,13 +178,25 @@ class CodeModel:
     @staticmethod
     def from_arrays(arrays: Mapping[str, NDArray[Any]], folder: str) -> CodeModel:
         """Take a model back from disk; IndexFormatError where it is none."""
+        in_floats = [
+            name
+            for name in ("rotation", "codebook")
+            if getattr(arrays.get(f"{name}s"), "dtype", None) == np.dtype("<f4")
+        ]
+        taken: dict[str, NDArray[Any]] = {}
         for name, (dtype, n_axes) in _DTYPES.items():
+            if name.removesuffix("_steps") in in_floats:
+                continue
+            dtype = np.dtype("<f4") if name.removesuffix("s") in in_floats else dtype
             array = arrays.get(name)
             if array is None or array.dtype != dtype or array.ndim != n_axes:
                 raise IndexFormatError(
                     f"{folder} is damaged: {name} must be {n_axes}-D {dtype}, and it is "
                     + ("absent" if array is None else f"{array.dtype} {array.shape}")
                 )
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise IndexFormatError(f"{folder} is damaged: {name} must be finite")
+            taken[name] = array
         if len(arrays["split"]) != 2:
             raise IndexFormatError(f"{folder} is damaged: split must have two numbers")
         n_parts, bits = (int(value) for value in arrays["split"])
@@ -177,7 +204,7 @@ class CodeModel:
             quantizer = UniformQuantizer(arrays["lower"], arrays["step"])
             if quantizer.dimension != arrays["coarse"].shape[1]:
                 raise ValueError("coarse has another dimension than lower")
-            learned = {name: arrays[name] for name in _LEARNED}
+            learned = {name: taken[name] for name in _LEARNED if name in taken}
             return CodeModel.of(quantizer, n_parts, bits, arrays["coarse"], learned)
         except (ValueError, TypeError) as error:
             raise IndexFormatError(f"{folder} is damaged: {error}") from error
@@ -192,20 +219,34 @@ def _families(
 ) -> NDArray[np.uint32]:
     """Return a family (n_lists,) for each cell; families share a rotation and a codebook.
 
-    A cell with min_rows rows or more is one by itself; the others are grouped by where they lie,
-    so that most families have as many.
+    A cell with min_rows rows or more is one by itself; the others are grouped by where they lie. A
+    group that is still too small goes to the nearest family, so that all have as many rows.
     """
     counts = np.bincount(cells, minlength=len(coarse))
     few = np.flatnonzero(counts < min_rows)
-    families = np.empty(len(coarse), np.uint32)
     own = np.flatnonzero(counts >= min_rows)
+    families = np.empty(len(coarse), np.uint32)
     families[own] = np.arange(len(own), dtype=np.uint32)
+    centres = coarse[own]
     if len(few):
         n_groups = max(1, min(len(few), int(counts[few].sum() / min_rows)))
-        centres = np.ascontiguousarray(coarse[few])
+        points = np.ascontiguousarray(coarse[few])
         grouped, _, _ = _core.kmeans(
-            centres, n_groups, _CODE_ITERATIONS, _TOLERANCE, 0, seed, n_threads
+            points, n_groups, _CODE_ITERATIONS, _TOLERANCE, 0, seed, n_threads
         )
-        group, _ = _core.assign_nearest(grouped, centres, n_threads)
+        group, _ = _core.assign_nearest(grouped, points, n_threads)
         families[few] = len(own) + group
-    return families
+        centres = np.concatenate([centres, grouped])
+    sizes = np.bincount(families, weights=counts, minlength=len(centres))
+    there = np.ones(len(centres), bool)
+    into = np.arange(len(centres))
+    for family in np.argsort(sizes, kind="stable"):
+        if sizes[family] >= min_rows or there.sum() == 1:
+            continue
+        there[family] = False
+        distances = ((centres - centres[family]) ** 2).sum(1)
+        nearest = int(np.where(there, distances, np.inf).argmin())
+        into[into == family] = nearest
+        sizes[nearest] += sizes[family]
+    _, numbers = np.unique(into[families], return_inverse=True)
+    return numbers.astype(np.uint32)

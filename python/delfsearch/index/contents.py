@@ -55,7 +55,10 @@ class IndexContents:
         self._check_fitted()
         rows = self._store.catalog.select("images", "id = ?", (int(image_id),))
         if not rows:
-            raise KeyError(f"no photo with id {image_id} in the index")
+            raise KeyError(
+                f"ids must be of photos in the index; got {image_id}, which none has. image_ids "
+                "lists those there are"
+            )
         return ImageRecord.from_row(rows[0])
 
     def find(

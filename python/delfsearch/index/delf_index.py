@@ -24,7 +24,7 @@ from delfsearch.index.engines import (
 )
 from delfsearch.index.inverted_file import check_split
 from delfsearch.index.segment import pack
-from delfsearch.index.segment_set import SegmentSet
+from delfsearch.index.segment_set import TRAINED, SegmentSet
 from delfsearch.index.selection import Selection, photos_of
 from delfsearch.index.settings import IndexSettings
 from delfsearch.matches import Matches
@@ -226,7 +226,7 @@ class DelfIndex(IndexSettings):
     def remove(self, ids: Iterable[int] | NDArray[np.int64]) -> None:
         """Remove photos; their ids are never used again. KeyError where one is not in the index."""
         self._check_ready()
-        image_ids = np.unique(as_ids(list(ids), "ids"))
+        image_ids = np.unique(as_ids(ids, "ids"))
         for image_id in image_ids:
             self.image(int(image_id))
         self._segments.forget(image_ids)
@@ -435,7 +435,8 @@ class DelfIndex(IndexSettings):
 
     def _check_dimension(self, photos: Sequence[LocalFeatures]) -> None:
         filled = [photo for photo in photos if len(photo)]
-        if filled and not self._segments.has_rows:
+        trained = self._store.catalog.value(TRAINED, False)
+        if filled and not self._segments.has_rows and not trained:
             dimension = dimension_of(filled)
             if self.method_ == "ivf":
                 check_split(self.code, dimension)

@@ -89,7 +89,7 @@ class Source:
     """A searcher that is merged. Its ids become numbers[id], -1 gone, or, None, id + first."""
 
     searcher: Any
-    numbers: NDArray[np.int64] | None
+    numbers: NDArray[np.int32] | None
     first: int
 
 
@@ -150,6 +150,9 @@ class Engine(Protocol):
 
     def shared_arrays(self, shared: Any) -> Arrays | None:
         """Return what has to be kept of it beside the segments."""
+
+    def shared_bytes(self, shared: Any) -> int:
+        """Return the bytes that this takes in memory."""
 
     def open_shared(self, arrays: Mapping[str, NDArray[Any]], folder: str) -> Shared:
         """Return it from these; IndexFormatError where they are damaged."""
@@ -215,6 +218,10 @@ class TreeEngine:
 
     def shared_arrays(self, shared: Any) -> None:
         """Nothing: every tree has its range and step."""
+
+    def shared_bytes(self, shared: Any) -> int:
+        """Return 0."""
+        return 0
 
     def open_shared(self, arrays: Mapping[str, NDArray[Any]], folder: str) -> UniformQuantizer:
         """Return it from these."""
@@ -299,6 +306,10 @@ class ListEngine:
     def shared_arrays(self, shared: CodeModel) -> Arrays:
         """Return what is kept beside the segments."""
         return shared.arrays()
+
+    def shared_bytes(self, shared: CodeModel) -> int:
+        """Return the bytes that this takes in memory."""
+        return shared.nbytes
 
     def open_shared(self, arrays: Mapping[str, NDArray[Any]], folder: str) -> CodeModel:
         """Return it from these."""

@@ -105,7 +105,7 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         max_leaves: int = 10000,
         rerank: int = 0,
         min_rotation_rows: int = 128,
-        min_codebook_rows: int = 320,
+        min_codebook_rows: int = 288,
         clip_quantile: float = 0.9999,
         random_state: Any = 0,
         n_jobs: int | None = None,
@@ -253,7 +253,7 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         self._grouped = bool(grouped)
         self._arrays = arrays
         self._removed: NDArray[np.bool_] | None = None
-        self._allowed = _NOTHING
+        self._allowed: NDArray[np.uint64] | None = _NOTHING
 
     def query(
         self,
@@ -296,7 +296,7 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         threads = check_n_jobs(self.n_jobs)
         lists = self.model_.choose_lists(queries, probes, threads)
         wanted = min(max(k, again), self._n_rows)
-        bits = self._allowed if allowed is None else allowed
+        bits = self._all_allowed() if allowed is None else allowed
         squared, places = self._lists.search(queries, lists, wanted, leaves, bits, threads)
         ids = _core.rows_of_places(
             self._lists,
@@ -382,7 +382,7 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         if self._removed is None:
             self._removed = np.zeros(self.n_ids_, bool)
         self._removed[wanted] = True
-        self._allowed = self._bits_of(~self._removed)
+        self._allowed = None  # made by the next query: it takes a pass over all ids
 
     def prepare(self, mask: NDArray[np.bool_]) -> NDArray[np.uint64]:
         """Return what `query` takes as allowed: a bit a code, made once for many queries.
@@ -393,6 +393,14 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         wanted = check_mask(mask, self.n_ids_)
         return self._bits_of(wanted if self._removed is None else wanted & ~self._removed)
+
+    def _all_allowed(self) -> NDArray[np.uint64]:
+        """Return a bit for each place that is not removed; nothing where none is."""
+        allowed = self._allowed
+        if allowed is None:
+            assert self._removed is not None
+            self._allowed = allowed = self._bits_of(~self._removed)
+        return allowed
 
     def _bits_of(self, wanted: NDArray[np.bool_]) -> NDArray[np.uint64]:
         """Return a bit for each place, set where its id is wanted."""
@@ -460,7 +468,10 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         return file
 
     def memory_usage(self) -> dict[str, int]:
-        """Return bytes by part: codes, ids, leaves; exact, which is read for reranking alone."""
+        """Return bytes by part: codes, ids, leaves; exact, which is read for reranking alone.
+
+        removed : which ids are not found, where some were removed.
+        """
         check_is_fitted(self)
         parts = {
             "codes": ("blocks", "first_block", "sizes"),
@@ -472,7 +483,9 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
             part: sum(self._arrays[name].nbytes for name in names) for part, names in parts.items()
         }
         usage["ids"] += self._firsts.nbytes
-        usage["codes"] += self._allowed.nbytes
+        if self._removed is not None:
+            # A bit a place comes with the first query.
+            usage["removed"] = self._removed.nbytes + 8 * int(self._arrays["first_block"][-1])
         return usage
 
     def __sklearn_is_fitted__(self) -> bool:

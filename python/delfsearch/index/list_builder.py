@@ -68,6 +68,7 @@ class InvertedFileBuilder:
             "leaf_size": leaf_size,
             "dimension": model.dimension,
             "n_lists": model.n_lists,
+            "model": model.digest(),
         }
         self._parts: list[dict[str, int]] = []  # rows and photos of each
         self._open()
@@ -81,7 +82,8 @@ class InvertedFileBuilder:
                     f"{self._folder} holds a finished inverted file; open it with open_lists, or "
                     "take another folder"
                 )
-            if any(self._folder.iterdir()):
+            unfinished = self._folder / (_STATE + ".new")
+            if any(entry != unfinished for entry in self._folder.iterdir()):
                 raise IndexFormatError(f"{self._folder} is not empty and holds no builder's parts")
             self._write_state()
             return
@@ -145,7 +147,6 @@ class InvertedFileBuilder:
         if not self._waiting_counts:
             return
         codes, counts = np.concatenate(self._waiting), np.concatenate(self._waiting_counts)
-        self._waiting, self._waiting_counts, self._n_waiting = [], [], 0
         if len(codes):
             part = InvertedFile.from_codes(
                 codes,
@@ -155,12 +156,20 @@ class InvertedFileBuilder:
                 leaf_size=0,
                 n_jobs=self._n_jobs,
             )
-            writer = ArrayWriter(self._folder / _part_name(len(self._parts)))
+            target = self._folder / _part_name(len(self._parts))
+            shutil.rmtree(target, ignore_errors=True)  # of a try that failed
+            writer = ArrayWriter(target)
             for name, array in part.arrays().items():
                 writer.write(name, array)
             writer.finish()
         self._parts.append({"rows": len(codes), "photos": len(counts)})
-        self._write_state()
+        try:
+            self._write_state()
+        except BaseException:
+            self._parts.pop()
+            raise
+        # What could not be written waits for the next try.
+        self._waiting, self._waiting_counts, self._n_waiting = [], [], 0
 
     def finish(self) -> InvertedFile:
         """Merge the parts; returns the inverted file, its arrays mapped from folder/lists."""

@@ -48,7 +48,7 @@ class Part:
     """lists, and what their ids become: numbers[id], -1 leaves out; or, None, id + first."""
 
     lists: Lists
-    numbers: NDArray[np.int64] | None = None
+    numbers: NDArray[np.int32] | None = None
     first: int = 0
 
     def take(

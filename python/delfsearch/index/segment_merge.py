@@ -16,6 +16,7 @@ from delfsearch.storage.array_writer import ArrayWriter
 
 # Rows copied at a time.
 _ROWS_AT_ONCE = 1 << 19
+_PHOTOS_AT_ONCE = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,14 @@ class _Order:
             first = int(mine[0] if segment.by_photo else self.offsets[mine[0]])
             return Source(segment.searcher, None, first)
         if segment.by_photo:
-            numbers = np.full(len(segment.image_ids), -1, np.int64)
+            numbers = np.full(len(segment.image_ids), -1, np.int32)
             numbers[self.at[mine]] = mine
         else:
-            numbers = np.full(segment.n_rows, -1, np.int64)
-            numbers[rows_of(segment.offsets, self.at[mine])] = rows_of(self.offsets, mine)
+            numbers = np.full(segment.n_rows, -1, np.int32)  # a segment has fewer than 2^31
+            for begin in range(0, len(mine), _PHOTOS_AT_ONCE):
+                some = mine[begin : begin + _PHOTOS_AT_ONCE]
+                old = rows_of(segment.offsets, self.at[some])
+                numbers[old] = rows_of(self.offsets, some)
         return Source(segment.searcher, numbers, 0)
 
 

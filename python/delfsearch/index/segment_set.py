@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from delfsearch.errors import IndexFormatError
 from delfsearch.index.aggregation import View
 from delfsearch.index.engines import EXACT, Engine, Shared
+from delfsearch.index.inverted_file import MAX_ROWS
 from delfsearch.index.segment import Segment, build_segment
 from delfsearch.index.segment_merge import merge_segments
 from delfsearch.storage import tables
@@ -26,6 +27,8 @@ from delfsearch.storage.store import IndexStore
 
 # The folder of what the segments share.
 SHARED = "codes"
+# Catalog value: codes were learned from photos given for that, so that they stay without features.
+TRAINED = "trained"
 # Merged segments of at most so many rows wait for the commit in RAM.
 _RAM_ROWS = 1 << 20
 
@@ -99,6 +102,8 @@ class SegmentSet:
         """Make a segment of packed features and show it, in place of the photos replaced."""
         # Where no feature is left, what codes mean is learned anew.
         shared = self._shared_of_segments()
+        if shared is None and self.store.catalog.value(TRAINED, False):
+            shared = self._load_shared()
         segment = build_segment([chunk], self.engine, shared)
         if replaced is not None:
             self.forget(replaced)
@@ -135,11 +140,12 @@ class SegmentSet:
         """
         if factor == 0:
             return
+        # More rows than a segment holds are not merged.
         by_size = sorted(self.view.segments, key=lambda s: (s.n_live_rows, s.folder))
         group = by_size[:1]
         size = max(1, group[0].n_live_rows) if group else 0
         for segment in by_size[1:]:
-            if segment.n_live_rows > factor * size:
+            if segment.n_live_rows > factor * size or segment.n_live_rows + size > MAX_ROWS:
                 break
             group.append(segment)
             size += segment.n_live_rows
@@ -151,6 +157,12 @@ class SegmentSet:
 
     def merge(self, segments: Sequence[Segment]) -> None:
         """Rebuild some segments as one, without what was deleted from them."""
+        n_rows = sum(segment.n_live_rows for segment in segments)
+        if n_rows > MAX_ROWS:
+            raise ValueError(
+                f"merge needs at most {MAX_ROWS} features in all; the index has {n_rows}: leave "
+                "its segments as they are"
+            )
         kept = [segment for segment in self.view.segments if segment not in segments]
         if not all(segment.removed.all() for segment in segments):
             shared = self._shared_of_segments()
@@ -169,7 +181,7 @@ class SegmentSet:
                 parts[name] = parts.get(name, 0) + n_bytes
         shared = self.engine.shared_arrays(self.engine.shared_of(searchers[0])) if searchers else {}
         if shared:
-            parts["codebooks"] = array_bytes(shared)
+            parts["codebooks"] = self.engine.shared_bytes(self.engine.shared_of(searchers[0]))
         parts["photos"] = self.view.nbytes + sum(
             segment.image_ids.nbytes + segment.offsets.nbytes for segment in segments
         )

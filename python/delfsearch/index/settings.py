@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from delfsearch._validation import check_choice, check_integer, check_n_jobs, check_real
+from delfsearch._validation import check_choice, check_integer, check_n_jobs, check_real, check_seed
 from delfsearch.index.contents import IndexContents
 from delfsearch.index.engines import (
     AUTO_LISTS_FROM,
@@ -56,6 +56,11 @@ class IndexSettings(IndexContents, BaseEstimator):  # type: ignore[misc]
         check_choice(self.method, "method", ("kdtree", "ivf", "auto"))
         for name in ("k", "max_candidates"):
             check_integer(getattr(self, name), name, minimum=1)
+        check_real(
+            self.clip_quantile, "clip_quantile", minimum=0, maximum=1, exclusive_minimum=True
+        )
+        if not isinstance(self.random_state, (np.random.RandomState, np.random.Generator)):
+            check_seed(self.random_state)  # others would be drawn from
         for name in ("max_leaves", "leaf_size"):
             if getattr(self, name) is not None:
                 check_integer(getattr(self, name), name, minimum=1)

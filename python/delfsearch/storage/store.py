@@ -28,7 +28,7 @@ from delfsearch.storage.seal import seal_problems, write_seal
 
 Arrays = dict[str, NDArray[Any]]
 
-_FOLDER = re.compile(r"(segment|chunk|attachment)-\d{6,}")
+_FOLDER = re.compile(r"(segment|chunk|part|codes|attachment)-\d{6,}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _NEW_CATALOG = FILE_NAME + ".new"
 _OURS = {FILE_NAME + "-journal", _NEW_CATALOG, _NEW_CATALOG + "-journal"}
@@ -229,7 +229,7 @@ class IndexStore:
         """
         self.catalog.set_value("state", COMPLETE)
         self.catalog.set_value("generation", 1)
-        self.catalog.delete("meta", "name = 'next_chunk'")
+        self.catalog.delete("meta", "name IN ('next_chunk', 'next_part')")
         if self.path is None:
             return
         self._write_pending()

@@ -21,8 +21,8 @@ from _synthetic_fit import fit, starts_of
 from threadpoolctl import threadpool_limits
 
 from delfsearch import _core
-from delfsearch.index.code_model import CodeModel
-from delfsearch.index.inverted_file import InvertedFile, parse_code
+from delfsearch.index.code_model import CodeModel, parse_code
+from delfsearch.index.inverted_file import InvertedFile
 from delfsearch.index.list_builder import InvertedFileBuilder
 
 OF_SIZE = ("build", "search", "exact", "recall", "faiss")
@@ -301,7 +301,7 @@ class Run:
         sizes = arrays["sizes"].astype(np.int64)
         usage = file.memory_usage()
         in_memory = {name: usage[name] for name in ("codes", "ids", "leaves")}
-        in_memory["codebooks"] = sum(v.nbytes for v in model.arrays().values())
+        in_memory["codebooks"] = model.nbytes
         n_blocks = stream.n_blocks(size)
         in_memory["photo_table"] = 8 * (stream.n_photos(n_blocks) + 1)
         in_memory["total"] = sum(in_memory.values())

@@ -57,26 +57,6 @@ void bind_packed_ids(py::module_& m) {
            py::arg("firsts").noconvert(), py::arg("universe"), py::arg("check"),
            py::keep_alive<1, 2>(), py::keep_alive<1, 3>(), py::keep_alive<1, 4>())
       .def(
-          "get",
-          [](const Packed& packed, const Array<std::uint64_t>& sequences,
-             const Array<std::uint64_t>& numbers) {
-            std::vector<std::uint32_t> found(static_cast<std::size_t>(sequences.size()));
-            {
-              py::gil_scoped_release release;
-              const auto in = view(sequences), at = view(numbers);
-              if (in.size() != at.size())
-                throw std::invalid_argument("sequences and numbers must be as many");
-              for (std::size_t i = 0; i < found.size(); ++i) {
-                const auto s = static_cast<std::size_t>(in[i]);
-                if (s >= packed.n_sequences() || at[i] >= packed.size(s))
-                  throw std::invalid_argument("there is no such number");
-                found[i] = packed.ids.get(s, packed.size(s), static_cast<std::size_t>(at[i]));
-              }
-            }
-            return to_numpy(std::move(found));
-          },
-          py::arg("sequences").noconvert(), py::arg("numbers").noconvert())
-      .def(
           "get_range",
           [](const Packed& packed, std::size_t begin, std::size_t end, int n_threads) {
             if (begin > end || end > packed.n_sequences())

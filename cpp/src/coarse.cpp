@@ -172,8 +172,7 @@ void CoarseSearch::nearest_rows(const float* x, std::size_t n_rows, std::size_t 
       largest[i % 4] = std::max(largest[i % 4], std::abs(scaled[i]));
       squares[i % 4] += from * from;
     }
-    const double unit =
-        std::max(*std::max_element(largest, largest + 4) / 127.0, 1e-300);
+    const double unit = std::max(*std::max_element(largest, largest + 4) / 127.0, 1e-300);
     std::int8_t* words = scratch.words.data() + r * d4 * 4;
     for (std::size_t i = 0; i < d_; ++i) {
       const double exactly = scaled[i] / unit, word = rounded(exactly);

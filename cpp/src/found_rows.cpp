@@ -48,8 +48,7 @@ class Reader {
     if (n > kFewProbes) return;
     for (std::size_t p = 0; p < n; ++p) {
       if (lists[p] >= file_.n_lists()) continue;
-      const std::uint64_t sequence =
-          file_.leaf_blocks == 0 ? lists[p] : file_.first_leaf[lists[p]];
+      const std::uint64_t sequence = file_.leaf_blocks == 0 ? lists[p] : file_.first_leaf[lists[p]];
       const std::uint64_t begin = ids_.ids.starts[sequence], end = ids_.ids.starts[sequence + 1];
       scan::ask_for(ids_.ids.words.data() + begin,
                     std::min<std::size_t>(kMostAsked, 8 * static_cast<std::size_t>(end - begin)));

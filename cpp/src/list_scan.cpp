@@ -77,8 +77,8 @@ void ListScan::list(std::size_t list, const float* const* queries, NearestCodes*
 
 void ListScan::ask_for(std::size_t list) const {
   axes_.ask_for(list);
-  const std::size_t bytes = (file_.first_block[list + 1] - file_.first_block[list]) *
-                            code_.block_bytes();
+  const std::size_t bytes =
+      (file_.first_block[list + 1] - file_.first_block[list]) * code_.block_bytes();
   scan::ask_for(file_.blocks.data() + file_.first_block[list] * code_.block_bytes(),
                 std::min(bytes, kMostAsked));
 }

@@ -16,11 +16,11 @@ namespace delfsearch {
 // One query at one list.
 struct Visit {
   NearestCodes* nearest = nullptr;
-  const float* table = nullptr;     // (n_parts, n_centroids)
-  const float* least = nullptr;     // of each part
+  const float* table = nullptr;       // (n_parts, n_centroids)
+  const float* least = nullptr;       // of each part
   AlignedVector<std::uint8_t> bytes;  // the table less `least`, rounded down, of `unit`
-  double base = 0.0;                // sum of `least`
-  double unit = 0.0;                // 0: bytes are not made
+  double base = 0.0;                  // sum of `least`
+  double unit = 0.0;                  // 0: bytes are not made
   std::size_t n_parts = 0;
 
   // Distance left above `base`, with room for rounding: a float sum of up to 4,096 entries is off

@@ -229,8 +229,7 @@ LopqArrays train_lopq(Span<const float> X, Span<const std::uint32_t> lists,
   const std::vector<std::size_t> sample = thin(std::move(everything), options.max_shared_rows);
   const std::vector<float> pooled = residuals_of(sample);
   std::vector<float> rotations, codebooks;
-  if (options.rotation != Rotation::kNone)
-    rotations = balanced_axes(second_moment(pooled, d), m);
+  if (options.rotation != Rotation::kNone) rotations = balanced_axes(second_moment(pooled, d), m);
   std::vector<std::int32_t> own_rotation;  // lists that have one
   if (options.rotation == Rotation::kLocal) {
     for (std::size_t list = 0; list < n_lists; ++list)
@@ -262,9 +261,8 @@ LopqArrays train_lopq(Span<const float> X, Span<const std::uint32_t> lists,
       std::copy_n(pooled.data() + i * d, d, turned.data() + i * d);
       continue;
     }
-    centroids::kernels().product(
-        rotations.data() + static_cast<std::size_t>(number) * d * width, d, width,
-        pooled.data() + i * d, 1, one.data());
+    centroids::kernels().product(rotations.data() + static_cast<std::size_t>(number) * d * width, d,
+                                 width, pooled.data() + i * d, 1, one.data());
     std::copy_n(one.data(), d, turned.data() + i * d);
   }
   Learned shared = learn_codebook(turned, d, options, options.max_iterations, {},

@@ -164,9 +164,6 @@ class PackedIdsView:
         universe: int,
         check: bool,
     ) -> None: ...
-    def get(
-        self, sequences: NDArray[np.uint64], numbers: NDArray[np.uint64]
-    ) -> NDArray[np.uint32]: ...
     def get_range(self, begin: int, end: int, n_threads: int) -> NDArray[np.uint32]: ...
     def select(
         self,

@@ -11,8 +11,8 @@ from sklearn.exceptions import NotFittedError
 
 from delfsearch import _core
 from delfsearch.errors import IndexFormatError
-from delfsearch.index.code_model import CodeModel
-from delfsearch.index.inverted_file import InvertedFile, parse_code
+from delfsearch.index.code_model import CodeModel, parse_code
+from delfsearch.index.inverted_file import InvertedFile
 
 SMALL = {"n_lists": 12, "code": "4x4", "leaf_size": 64, "min_rotation_rows": 60}
 

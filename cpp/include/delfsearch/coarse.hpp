@@ -35,13 +35,13 @@ class CoarseSearch {
 
   std::size_t d_;
   std::vector<float> values_;
-  std::vector<float> packed_;         // the same in blocks, see simd/centroid_kernels.hpp
-  std::size_t n_groups_ = 0;          // 0: everything in float32
-  std::vector<std::uint8_t> codes_;   // blocks of 16, interleaved by 4 dimensions
-  std::vector<float> norms_;          // seen from the middle of the range
+  std::vector<float> packed_;                  // the same in blocks, see simd/centroid_kernels.hpp
+  std::size_t n_groups_ = 0;                   // 0: everything in float32
+  std::vector<std::uint8_t> codes_;            // blocks of 16, interleaved by 4 dimensions
+  std::vector<float> norms_;                   // seen from the middle of the range
   std::vector<double> lower_, step_, middle_;  // of each dimension; what code 128 stands for
-  double largest_error_ = 0.0;        // distance of a centroid to what its codes stand for
-  double largest_code_ = 0.0;         // length of codes - 128
+  double largest_error_ = 0.0;                 // distance of a centroid to what its codes stand for
+  double largest_code_ = 0.0;                  // length of codes - 128
 
   void nearest_of_all(const float* x, std::size_t n_nearest, Scratch& scratch,
                       std::uint32_t* numbers) const;

@@ -67,8 +67,8 @@ DELFSEARCH_INLINE U choose(Bits b, U yes, U no) {
 }  // namespace
 
 const Kernels& kernels_avx2() {
-  static const Kernels table{nearest,     squared_distances, product,
-                             part_tables, part_nearest,      widen,   least_of_lanes};
+  static const Kernels table{nearest, squared_distances, product, part_tables, part_nearest,
+                             widen,   least_of_lanes};
   return table;
 }
 

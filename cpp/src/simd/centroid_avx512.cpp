@@ -66,8 +66,8 @@ DELFSEARCH_INLINE U choose(Bits b, U yes, U no) {
 }  // namespace
 
 const Kernels& kernels_avx512() {
-  static const Kernels table{nearest,     squared_distances, product,
-                             part_tables, part_nearest,      widen,   least_of_lanes};
+  static const Kernels table{nearest, squared_distances, product, part_tables, part_nearest,
+                             widen,   least_of_lanes};
   return table;
 }
 

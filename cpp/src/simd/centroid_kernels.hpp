@@ -54,8 +54,8 @@ struct Kernels {
   // The nearest centroid of each part, ties to the lower number.
   void (*part_nearest)(const Codebook& codebook, const float* x, std::uint8_t* numbers);
 
-  // out[i * width + j] = whole[i * n + j] * step for rows i below n_rows, j below n; what is behind n
-  // in a row of out is overwritten. width is n rounded up to a multiple of 16.
+  // out[i * width + j] = whole[i * n + j] * step for rows i below n_rows, j below n; what is behind
+  // n in a row of out is overwritten. width is n rounded up to a multiple of 16.
   void (*widen)(const std::int8_t* whole, std::size_t n_rows, std::size_t n, float step,
                 std::size_t width, float* out);
 

@@ -76,8 +76,8 @@ DELFSEARCH_INLINE T choose(Bits b, T yes, T no) {
 }  // namespace
 
 const Kernels& kernels_scalar() {
-  static const Kernels table{nearest,     squared_distances, product,
-                             part_tables, part_nearest,      widen,   least_of_lanes};
+  static const Kernels table{nearest, squared_distances, product, part_tables, part_nearest,
+                             widen,   least_of_lanes};
   return table;
 }
 

@@ -250,3 +250,27 @@ def _families(
         sizes[nearest] += sizes[family]
     _, numbers = np.unique(into[families], return_inverse=True)
     return numbers.astype(np.uint32)
+
+
+def parse_code(code: Any) -> tuple[int, int]:
+    """Return parts and bits of "10x5": 10 parts of 5 bits. Raises ValueError."""
+    parts, x, bits = str(code).partition("x")
+    if not (x and parts.isdecimal() and bits.isdecimal()):
+        raise ValueError(
+            f'code must be parts x bits, such as "10x5" for 10 parts of 5 bits; got {code!r}'
+        )
+    if not 4 <= int(bits) <= 8 or int(parts) < 1:
+        raise ValueError(f"code must have at least 1 part, of 4 to 8 bits; got {code!r}")
+    return int(parts), int(bits)
+
+
+def check_split(code: Any, dimension: int) -> None:
+    """Refuse a code whose parts do not divide the dimension."""
+    n_parts, bits = parse_code(code)
+    if dimension % n_parts:
+        divisors = [n for n in range(1, dimension + 1) if dimension % n == 0]
+        nearest = min(divisors, key=lambda n: abs(n - n_parts))
+        raise ValueError(
+            f"code must have parts that divide the dimension, {dimension}; got {code!r}: take "
+            f'"{nearest}x{bits}"'
+        )

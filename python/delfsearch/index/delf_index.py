@@ -19,10 +19,10 @@ from delfsearch.errors import IndexFormatError
 from delfsearch.features import LocalFeatures
 from delfsearch.index.aggregation import View, batches
 from delfsearch.index.checks import as_ids, check_ids, check_photos, dimension_of
+from delfsearch.index.code_model import check_split
 from delfsearch.index.engines import (
     MAX_LEAVES,
 )
-from delfsearch.index.inverted_file import check_split
 from delfsearch.index.segment import pack
 from delfsearch.index.segment_set import TRAINED, SegmentSet
 from delfsearch.index.selection import Selection, photos_of
@@ -40,14 +40,15 @@ class DelfIndex(IndexSettings):
 
     method : "kdtree", 8-bit codes under a KD-tree; "ivf", posting lists of product codes, in a
         fraction of the memory; "auto": fit takes the second from 20 million descriptors on, where
-        the code's parts divide the dimension.
+        the code's parts divide the dimension. What was chosen stays, however the index grows.
     k, max_leaves, max_candidates : defaults of `query`. max_leaves None means 128 of the tree,
         10,000 of each list.
     max_squared_distance : neighbours beyond it are no putative matches, >= 0; None keeps all k. In
         a small collection the k nearest of any feature are spread over every photo. Of lists it is
         the distance to what a code stands for, larger on average, unless rerank or postings of
         photos bring in the 8-bit descriptors.
-    leaf_size : descriptors of a leaf; None means 64 of the tree, 2,048 of the lists.
+    leaf_size : descriptors of a leaf; None means 64 of the tree, 2,048 of lists that name
+        features, 4,096 of those that name photos.
     clip_quantile : of the 8 bits, see QuantizedKDTree.
     postings : what the lists name. "photos" takes half the bits of "features": about 1.4 bytes in
         place of 2.6 a descriptor at a billion. The features that were found are then looked for
@@ -153,11 +154,13 @@ class DelfIndex(IndexSettings):
         """Index photos that come one by one, in a folder, in bounded memory with method "ivf".
 
         path : a folder that is absent or empty, or that of a build that was interrupted: the same
-            call with the same photos goes on after those that are in.
+            call with the same photos goes on after those that are in, a minute's at most being
+            lost. It takes them from the first one on: skip the work on those that are in yourself.
         features : of photos, ids 0, 1, 2, ... metadata : for each photo, see fit.
         training : photos that what codes mean is learned from, with method "ivf"; they need not be
-            among those indexed, and 256 descriptors a list are enough. Photos are then encoded as
-            they come. None: all wait on disk in float32 (160 bytes a descriptor of 40 dimensions),
+            among those indexed. They are held in memory; 1,280 descriptors a list are learned from
+            where there are as many. Photos are then encoded as they come, and postings="auto" means
+            features. None: all wait on disk in float32 (160 bytes a descriptor of 40 dimensions),
             and it is learned from a sample of all.
         Returns self, living in the folder. Raises FileExistsError where the folder holds something
         else, ValueError where there is no photo or an interrupted build had other parameters.
@@ -314,8 +317,7 @@ class DelfIndex(IndexSettings):
                 f"got {len(exclude_ids)}"
             )
         excluded = [
-            np.unique(as_ids([] if ids is None else list(ids), "exclude_ids"))
-            for ids in exclude_ids
+            np.unique(as_ids([] if ids is None else ids, "exclude_ids")) for ids in exclude_ids
         ]
         selection = self._select(view, Where.of(where))
         answers: list[Matches] = []

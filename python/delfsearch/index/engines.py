@@ -34,7 +34,7 @@ AUTO_PHOTOS_FROM = 200_000_000
 EXACT = "exact"
 # Where DelfIndex is told nothing.
 MAX_LEAVES = {"kdtree": 128, "ivf": 10000}
-LEAF_SIZE = {"kdtree": 64, "ivf": 2048}
+LEAF_SIZE = {"kdtree": 64, "features": 2048, "photos": 4096}
 # Rows that the 8 bits of a tree are learned from at least, where there are as many.
 _TREE_ROWS = 2**18
 # Of each cell, so that most have codebooks of their own; and at most.
@@ -112,6 +112,10 @@ class Engine(Protocol):
     @property
     def part_rows(self) -> int | None:
         """Rows of a part."""
+
+    @property
+    def leaf_size(self) -> int:
+        """Rows of a leaf."""
 
     @property
     def n_jobs(self) -> int | None:

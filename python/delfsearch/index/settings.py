@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from delfsearch._validation import check_choice, check_integer, check_n_jobs, check_real, check_seed
+from delfsearch.index.code_model import check_split, parse_code
 from delfsearch.index.contents import IndexContents
 from delfsearch.index.engines import (
     AUTO_LISTS_FROM,
@@ -20,7 +21,6 @@ from delfsearch.index.engines import (
     ListEngine,
     TreeEngine,
 )
-from delfsearch.index.inverted_file import check_split, parse_code
 from delfsearch.storage.store import IndexStore
 
 logger = logging.getLogger("delfsearch")
@@ -96,13 +96,14 @@ class IndexSettings(IndexContents, BaseEstimator):  # type: ignore[misc]
             many = n_descriptors >= AUTO_PHOTOS_FROM and self.rerank == 0
             postings = "photos" if many else "features"
         store.catalog.set_value("method", method)
+        engine = self._engine(method, postings)
         chosen = f'method="{method}"'
-        if method == "ivf":
+        if isinstance(engine, ListEngine):
             store.catalog.set_value("postings", postings)
-            chosen += f', postings="{postings}"'
+            chosen += f', postings="{postings}", n_lists={engine.n_lists}'
         if "auto" in (self.method, self.postings):
-            logger.info("%d descriptors: %s", n_descriptors, chosen)
-        return self._engine(method, postings)
+            logger.info("%d descriptors: %s, leaf_size=%d", n_descriptors, chosen, engine.leaf_size)
+        return engine
 
     def _settle(self, store: IndexStore) -> None:
         """Take method and postings from a store."""
@@ -132,7 +133,8 @@ class IndexSettings(IndexContents, BaseEstimator):  # type: ignore[misc]
         method = method or self._method()
         postings = postings or getattr(self, "_settled_postings", None) or self.postings
         postings = "features" if postings == "auto" else postings
-        leaf_size = LEAF_SIZE[method] if self.leaf_size is None else self.leaf_size
+        default = LEAF_SIZE["kdtree" if method == "kdtree" else postings]
+        leaf_size = default if self.leaf_size is None else self.leaf_size
         if self.method == "auto" and method == "ivf":
             leaf_size = -(-leaf_size // 64) * 64
         if method == "kdtree":

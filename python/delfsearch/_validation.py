@@ -35,8 +35,11 @@ def check_matrix(
         )
     if array.shape[0] < min_rows:
         raise ValueError(f"{name} must have at least {min_rows} row(s); got {array.shape[0]}")
-    with np.errstate(over="ignore"):
-        matrix = np.ascontiguousarray(array, dtype=np.float32)
+    if array.dtype == np.float32:
+        matrix = np.ascontiguousarray(array)
+    else:
+        with np.errstate(over="ignore"):
+            matrix = np.ascontiguousarray(array, dtype=np.float32)
     check_finite(matrix, name)
     return matrix
 
@@ -89,7 +92,8 @@ def check_integer(
     value: Any, name: str, *, minimum: int | None = None, maximum: int | None = None
 ) -> int:
     """Return value as an int within [minimum, maximum]."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    # Asking an abstract class takes longer than all else.
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, Integral)):
         raise TypeError(f"{name} must be an integer; got {value!r}")
     number = int(value)
     if minimum is not None and number < minimum:

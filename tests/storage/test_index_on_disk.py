@@ -418,7 +418,7 @@ def test_format_version_1_is_read(tmp_path, method):
         np.testing.assert_array_equal(old.keypoints_xy, new.keypoints_xy)
         np.testing.assert_array_equal(old.scales, new.scales)
         np.testing.assert_allclose(old.descriptors, new.descriptors, atol=0.02)
-        assert len(new) == 0 or loaded.query(new).image_ids[0] == image_id
+        assert len(new) == 0 or image_id in loaded.query(new).image_ids
     query = make_features(np.random.default_rng(4), 7)
     assert set(loaded.query(query).image_ids) <= {0, 1, 2, 4}
     if method == "kdtree":

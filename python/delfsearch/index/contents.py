@@ -56,8 +56,8 @@ class IndexContents:
         rows = self._store.catalog.select("images", "id = ?", (int(image_id),))
         if not rows:
             raise KeyError(
-                f"ids must be of photos in the index; got {image_id}, which none has. image_ids "
-                "lists those there are"
+                f"ids must be in the index; there is no photo with id {image_id}. `ids` of the "
+                "index lists those there are"
             )
         return ImageRecord.from_row(rows[0])
 

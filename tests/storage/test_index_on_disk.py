@@ -71,7 +71,8 @@ def test_arrays_are_mapped_and_not_writable(index):
         for array in (segment.keypoints_xy, segment.scores, segment.image_ids):
             assert not array.flags.writeable
     usage = loaded.memory_usage()
-    assert usage["mapped"] > 0.9 * usage["total"]
+    # What finds the nearest cells has copies of their centres.
+    assert usage["mapped"] > 0.8 * usage["total"]
 
 
 def test_the_same_collection_makes_the_same_bytes(tmp_path):

@@ -56,8 +56,7 @@ class IndexContents:
         rows = self._store.catalog.select("images", "id = ?", (int(image_id),))
         if not rows:
             raise KeyError(
-                f"ids must be in the index; there is no photo with id {image_id}. `ids` of the "
-                "index lists those there are"
+                f"no photo with id {image_id} in the index: ids must be among its `ids`"
             )
         return ImageRecord.from_row(rows[0])
 

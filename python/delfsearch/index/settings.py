@@ -54,6 +54,7 @@ class IndexSettings(IndexContents, BaseEstimator):  # type: ignore[misc]
     def _check_parameters(self) -> None:
         """Refuse parameters that make no sense, whatever is indexed."""
         check_choice(self.method, "method", ("kdtree", "ivf", "auto"))
+        check_choice(self.postings, "postings", ("auto", *POSTINGS))
         for name in ("k", "max_candidates"):
             check_integer(getattr(self, name), name, minimum=1)
         check_real(
@@ -68,7 +69,6 @@ class IndexSettings(IndexContents, BaseEstimator):  # type: ignore[misc]
             engine = self._engine("ivf")
             assert isinstance(engine, ListEngine)
             engine.check()
-        check_choice(self.postings, "postings", ("auto", *POSTINGS))
         if self.postings == "photos" and self.rerank:
             raise ValueError(
                 'rerank must be 0 with postings="photos", which compare the shortlist by 8 bits in '

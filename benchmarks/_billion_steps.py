@@ -278,7 +278,8 @@ class Run:
         file.query(queries.X[0], k=1)
         first_query_s = time.perf_counter() - start - load_s
         settings = [{"k": k, "n_probe": p} for p in a.n_probe for k in a.k]
-        settings += [{**settings[0], "max_leaves": leaves} for leaves in a.max_leaves]
+        whole = len(settings)
+        settings += [{**one, "max_leaves": n} for n in a.max_leaves for one in settings[:whole]]
         photos_of = self.photos_of(file, stream)
         latency: list[dict[str, list[float]]] = [{"cpu": [], "wall": []} for _ in settings]
         answers: list[list[Found]] = [[] for _ in settings]
@@ -296,6 +297,8 @@ class Run:
         rows = []
         for setting, times, found in zip(settings, latency, answers):
             rows.append({**setting, **latency_of(times), **planted_results(queries, found)})
+            if "max_leaves" in setting:
+                rows[-1]["kept"] = kept(found, answers[(len(rows) - 1) % whole])
             print(f"{name_of(size)} {json.dumps(rows[-1])}", flush=True)
         arrays = file.arrays()
         sizes = arrays["sizes"].astype(np.int64)
@@ -405,6 +408,12 @@ class Run:
             methods.append(result)
             print(f"{name_of(size)} {json.dumps(result)}", flush=True)
         self.save("faiss", size, {"k": k, "n_probe": probes, "methods": methods})
+
+
+def kept(some: list[Found], whole: list[Found]) -> float:
+    """Return how many of the nearest in whole lists were found in some of their leaves."""
+    shares = [(a[1] <= b[1][:, -1:]).mean() for a, b in zip(some, whole)]
+    return float(np.mean(shares))
 
 
 def _photos_of(

@@ -412,8 +412,8 @@ class Run:
 
 def kept(some: list[Found], whole: list[Found]) -> float:
     """Return how many of the nearest in whole lists were found in some of their leaves."""
-    shares = [(a[1] <= b[1][:, -1:]).mean() for a, b in zip(some, whole)]
-    return float(np.mean(shares))
+    found = sum(int((a[1] <= b[1][:, -1:])[np.isfinite(a[1])].sum()) for a, b in zip(some, whole))
+    return found / sum(int(np.isfinite(b[1]).sum()) for b in whole)
 
 
 def _photos_of(

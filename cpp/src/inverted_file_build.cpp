@@ -14,9 +14,9 @@ namespace {
 // the dimension of the largest variance, at the multiple of leaf_size next to the middle.
 class LeafCutter {
  public:
-  // numbers (size, n_parts) and rows (size): of this list alone.
+  // numbers (n_codes, n_parts) and rows (n_codes): of this list alone.
   LeafCutter(const LopqView& quantizer, const std::uint8_t* numbers, const std::uint32_t* rows,
-             std::size_t list, std::size_t leaf_size)
+             std::size_t list, std::size_t n_codes, std::size_t leaf_size)
       : numbers_(numbers),
         rows_(rows),
         m_(quantizer.code.n_parts),
@@ -24,7 +24,7 @@ class LeafCutter {
         part_(quantizer.part_dimension()),
         leaf_size_(leaf_size),
         axes_(quantizer) {
-    axes_.open(list);
+    if (n_codes > leaf_size) axes_.open(list);
   }
 
   void cut(std::uint32_t* codes, std::size_t n) const {
@@ -141,7 +141,7 @@ InvertedFileArrays fill_lists(const LopqView& quantizer, Span<const std::uint8_t
       codes[i] = static_cast<std::uint32_t>(i);
     }
     const LeafCutter cutter(quantizer, own_numbers.data(), own_rows.data(), list,
-                            leaf_blocks * kCodeBlock);
+                            leaf_blocks > 0 ? size : 0, leaf_blocks * kCodeBlock);
     if (leaf_blocks > 0)
       cutter.cut(codes.data(), size);
     else

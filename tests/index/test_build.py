@@ -13,6 +13,7 @@ from delfsearch.index import settings as settings_module
 from delfsearch.index.builder import IndexBuilder
 from delfsearch.index.delf_index import DelfIndex
 from delfsearch.index.engines import ListEngine
+from delfsearch.index.segment import build_segment, rows_in
 from delfsearch.storage import arrays as arrays_module
 from delfsearch.storage.catalog import Catalog
 
@@ -56,19 +57,25 @@ def test_it_is_what_fit_makes(tmp_path, photos, part_rows, postings, trained):
     assert added.tolist() == [len(photos), len(photos) + 1]
 
 
+@pytest.mark.parametrize("postings", ["features", "photos"])
 @pytest.mark.parametrize("trained", [True, False])
-def test_an_interrupted_build_gives_the_same_bytes(tmp_path, photos, part_rows, trained):
+def test_an_interrupted_build_gives_the_same_bytes(
+    tmp_path, photos, part_rows, trained, postings, monkeypatch
+):
+    """Wherever its parts begin, also where lists have many leaves."""
     training = photos if trained else None
+    params = {**LISTS, "n_lists": 1, "postings": postings, "leaf_size": 64}
 
     def breaks_at(n: int):
         yield from photos[:n]
         raise KeyboardInterrupt
 
-    whole = DelfIndex(**LISTS).build(tmp_path / "whole", photos, training=training)
+    whole = DelfIndex(**params).build(tmp_path / "whole", photos, training=training)
     for n in (0, 3, 9, len(photos)):
         with pytest.raises(KeyboardInterrupt):
-            DelfIndex(**LISTS).build(tmp_path / "i", breaks_at(n), training=training)
-    DelfIndex(**LISTS).build(tmp_path / "i", photos, training=training)
+            DelfIndex(**params).build(tmp_path / "i", breaks_at(n), training=training)
+        monkeypatch.setattr(builder_module, "_COMMIT_ROWS", part_rows + 7 * n)
+    DelfIndex(**params).build(tmp_path / "i", photos, training=training)
     assert files_of(tmp_path / "i") == files_of(whole.path)
 
 
@@ -196,10 +203,22 @@ def test_a_build_in_parts_goes_on_with_its_own_parameters_only(tmp_path, photos,
         context.setattr(IndexBuilder, "_add_part", dies)
         with pytest.raises(KeyboardInterrupt):
             DelfIndex(**LISTS).build(tmp_path / "i", photos)
+    with pytest.raises(ValueError, match="training must be given from the first photo on"):
+        DelfIndex(**LISTS).build(tmp_path / "i", photos, training=photos)
     for other in ({"code": "2x6"}, {"method": "kdtree"}, {"postings": "photos"}):
         with pytest.raises(ValueError, match="was begun with"):
             DelfIndex(**{**LISTS, **other}).build(tmp_path / "i", photos)
-    assert len(DelfIndex(**LISTS).build(tmp_path / "i", photos)) == len(photos)
+    rows_of_parts = []
+
+    def counted(chunks, *arguments):
+        rows_of_parts.append(sum(map(rows_in, chunks)))
+        return build_segment(chunks, *arguments)
+
+    monkeypatch.setattr(builder_module, "build_segment", counted)
+    more = [*photos, photos[0]]
+    assert len(DelfIndex(**LISTS).build(tmp_path / "i", more)) == len(more)
+    # Chunks that were left are encoded as they would have been, not all at once.
+    assert max(rows_of_parts) < 30 + max(map(len, photos))
 
 
 def test_more_features_than_lists_hold_are_refused_at_once(tmp_path, photos, monkeypatch):

@@ -263,3 +263,21 @@ def test_removal_is_counted_and_read_once(file, rows):
     _, ids = removed.query(rows[3:4], k=5, n_probe=4)
     assert 3 not in ids
     assert sum(removed.memory_usage().values()) - before == added >= removed.n_ids_
+
+
+def test_bits_of_what_was_removed_before_are_not_kept(file, rows, monkeypatch):
+    """A removal while a query reads the ids: the next query must not find what it removed."""
+    changing = pickle.loads(pickle.dumps(file))
+    changing.remove([3])
+    bits_of = InvertedFile._bits_of
+
+    def slow(self, wanted):
+        bits = bits_of(self, wanted)
+        if not self._removed[5]:
+            self.remove([5])
+        return bits
+
+    monkeypatch.setattr(InvertedFile, "_bits_of", slow)
+    changing.query(rows[:1], k=5)
+    found = changing.query(rows[[3, 5]], k=5, n_probe=12)[1]
+    assert 3 not in found and 5 not in found

@@ -18,7 +18,8 @@ namespace delfsearch {
 
 class CoarseSearch {
  public:
-  // centroids (k, d) row-major, k, d >= 1, at most Quantizer::kMaxMagnitude. Copied.
+  // centroids (k, d) row-major, k, d >= 1, at most twice
+  // Quantizer::kMaxMagnitude. Copied.
   CoarseSearch(Span<const float> centroids, std::size_t d);
 
   std::size_t size() const { return values_.size() / d_; }

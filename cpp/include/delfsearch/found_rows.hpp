@@ -1,7 +1,8 @@
 // From the places of codes, which a scan of posting lists finds, to the ids that they belong to.
 //
 // A place lies in one of the lists that its query probed, so that only these are looked through.
-// Cost of a place: a search among the probed lists, and the reading of one packed id.
+// Cost of a place: a comparison with each of few probed lists, or else its share of a sort, and the
+// reading of one packed id.
 #pragma once
 
 #include <cstdint>

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import repeat, zip_longest
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from delfsearch.features import LocalFeatures
 from delfsearch.index.checks import check_features, check_photos
 from delfsearch.index.delf_index import DelfIndex
-from delfsearch.index.engines import Engine, Shared
+from delfsearch.index.engines import Engine, ListEngine, Shared
 from delfsearch.index.inverted_file import MAX_ROWS
 from delfsearch.index.segment import Segment, build_segment, check_layout, pack, rows_in, sample
 from delfsearch.index.segment_set import SHARED, TRAINED, merge_stored, store_segment
@@ -23,7 +24,8 @@ from delfsearch.storage.catalog import FILE_NAME
 from delfsearch.storage.records import NotIndexed
 from delfsearch.storage.store import BUILDING, IndexStore, check_target
 
-# A commit costs milliseconds and the features of one photo often seconds: at most a minute is lost.
+# A commit costs milliseconds and the features of one photo often seconds: what is older than a
+# minute is made safe with the next photo.
 _COMMIT_PHOTOS = 256
 _COMMIT_SECONDS = 60.0
 # Features that wait in RAM, some 200 bytes each, or, where codes are known, on disk in float32.
@@ -96,10 +98,10 @@ class IndexBuilder(_Intake):
     """Builds a new index from photos that come one by one, ids 0, 1, 2, ... in that order.
 
     index : an unfitted DelfIndex; `finish` fits it. path : None builds in RAM. A folder is written
-    chunk by chunk (float32 descriptors, so four times the size of the finished index, unless
-    `learn` came first): a builder that opens the folder of one that was interrupted goes on where
-    it stopped, and the finished index has the same bytes as if nothing had happened. Posting lists
-    are built some millions of descriptors at a time and merged.
+    chunk by chunk (float32 descriptors, so four times the size of the finished index; after `learn`
+    some millions of features at most): a builder that opens the folder of one that was interrupted
+    goes on where it stopped, and the finished index has the same bytes as if nothing had happened.
+    Posting lists are built some millions of descriptors at a time and merged.
     Raises FileExistsError where the folder holds a complete index or something else.
     """
 
@@ -107,6 +109,7 @@ class IndexBuilder(_Intake):
         index._check_parameters()
         self._index = index
         super().__init__(_open_building(path))
+        self._n_waiting = 0
         self._n_rows = int(
             self._store.catalog.scalar("SELECT coalesce(sum(n_features), 0) FROM images")
         )
@@ -125,6 +128,7 @@ class IndexBuilder(_Intake):
                 "make them more. Build an index of fewer photos and add the others to it"
             )
         self._n_rows += len(features)
+        self._n_waiting += len(features)
         super().add(features, metadata)
 
     @property
@@ -135,7 +139,7 @@ class IndexBuilder(_Intake):
     @property
     def n_waiting(self) -> int:
         """Features of the photos that wait for the next commit."""
-        return sum(map(len, self._photos))
+        return self._n_waiting
 
     @property
     def known_names(self) -> set[str]:
@@ -157,16 +161,16 @@ class IndexBuilder(_Intake):
     def learn(self, training: list[LocalFeatures]) -> None:
         """Learn what codes mean from photos that need not be indexed; method "ivf" alone.
 
-        From then on photos are encoded when they are committed, and no float32 waits on disk. An
-        interrupted build keeps what it has learned.
+        From then on photos are encoded some millions of features at a time, and only so many wait
+        on disk in float32. An interrupted build keeps what it has learned.
         """
         index, store = self._index, self._store
-        if store.folders(SHARED):
+        if store.catalog.value(TRAINED, False):
             return  # by the run that was interrupted
         rows = [{"descriptors": photo.descriptors} for photo in training if len(photo)]
         if not rows:
             raise ValueError("training must hold at least one photo with features; got none")
-        if store.folders("chunk"):
+        if store.folders("chunk") or store.folders(SHARED):
             raise ValueError(
                 f"training must be given from the first photo on; {store.path} holds photos that "
                 "were taken in without it. Go on without, or build into another folder"
@@ -198,6 +202,7 @@ class IndexBuilder(_Intake):
     def commit(self) -> None:
         """Make what was taken in durable."""
         photos, metadata = self._taken_photos()
+        self._n_waiting = 0
         if photos:
             first = int(self._store.catalog.value("next_id", 0))
             image_ids = range(first, first + len(photos))
@@ -216,7 +221,11 @@ class IndexBuilder(_Intake):
         if sum(map(rows_in, chunks)) < _COMMIT_ROWS:
             return
         engine = self._engine(0)
-        self._add_part(chunks, folders, engine, self._learned(engine))
+        shared = self._learned(engine)
+        # An interrupted build that has learned by now may have left very many.
+        for group in _in_parts(chunks, engine.part_rows):
+            self._add_part(chunks[group], folders[group], engine, shared)
+            self._store.commit()
 
     def _add_part(
         self,
@@ -226,7 +235,10 @@ class IndexBuilder(_Intake):
         shared: Shared | None,
     ) -> None:
         """Encode chunks, and drop them."""
-        self._store.add_folder("part", build_segment(chunks, engine, shared).arrays())
+        # Without leaves codes keep the order of the photos, wherever parts begin.
+        assert isinstance(engine, ListEngine)
+        segment = build_segment(chunks, replace(engine, leaf_size=0), shared)
+        self._store.add_folder("part", segment.arrays())
         for folder in folders:
             self._store.drop_folder(folder)
 
@@ -238,7 +250,7 @@ class IndexBuilder(_Intake):
         self.commit()
         store = self._store
         folders = store.folders("chunk")
-        if not folders and not store.folders("part"):
+        if not folders and not self._parts():
             refused = store.catalog.select("not_indexed")
             store.discard()
             reasons = "".join(f"\n  {path}: {reason}" for path, reason, *_ in refused[:3])
@@ -265,6 +277,10 @@ class IndexBuilder(_Intake):
         self._index._adopt(store)
         return self._index
 
+    def _parts(self) -> list[str]:
+        """Return the folders of what is encoded; earlier releases called them segments."""
+        return [*self._store.folders("segment"), *self._store.folders("part")]
+
     def _build_in_parts(
         self,
         chunks: Sequence[Mapping[str, NDArray[Any]]],
@@ -287,7 +303,7 @@ class IndexBuilder(_Intake):
         shared = self._learned(engine)
         parts = [
             Segment.from_arrays(store.arrays(folder), folder, engine, shared)
-            for folder in store.folders("part")
+            for folder in self._parts()
         ]
         merge_stored(store, parts, engine, shared)
         for part in parts:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from delfsearch import _core
 from delfsearch.errors import IndexFormatError
-from delfsearch.index.uniform_quantizer import UniformQuantizer
+from delfsearch.index.uniform_quantizer import MAX_MAGNITUDE, UniformQuantizer
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -194,8 +194,8 @@ class CodeModel:
                     f"{folder} is damaged: {name} must be {n_axes}-D {dtype}, and it is "
                     + ("absent" if array is None else f"{array.dtype} {array.shape}")
                 )
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise IndexFormatError(f"{folder} is damaged: {name} must be finite")
+            if array.dtype.kind == "f" and not (np.abs(array) <= 2 * MAX_MAGNITUDE).all():
+                raise IndexFormatError(f"{folder} is damaged: {name} holds no such numbers")
             taken[name] = array
         if len(arrays["split"]) != 2:
             raise IndexFormatError(f"{folder} is damaged: split must have two numbers")

@@ -55,9 +55,7 @@ class IndexContents:
         self._check_fitted()
         rows = self._store.catalog.select("images", "id = ?", (int(image_id),))
         if not rows:
-            raise KeyError(
-                f"no photo with id {image_id} in the index: ids must be among its `ids`"
-            )
+            raise KeyError(f"no photo with id {image_id} in the index: ids must be among its `ids`")
         return ImageRecord.from_row(rows[0])
 
     def find(

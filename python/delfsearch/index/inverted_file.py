@@ -356,9 +356,10 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         wanted = check_rows(rows, self.n_ids_)
         if len(wanted) == 0:
             return
-        if self._removed is None:
-            self._removed = np.zeros(self.n_ids_, bool)
-        self._removed[wanted] = True
+        # A new array: a query that is about to make bits of the old one will not keep them.
+        removed = np.zeros(self.n_ids_, bool) if self._removed is None else self._removed.copy()
+        removed[wanted] = True
+        self._removed = removed
         self._allowed = None  # made by the next query: it takes a pass over all ids
 
     def prepare(self, mask: NDArray[np.bool_]) -> NDArray[np.uint64]:
@@ -373,10 +374,12 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
 
     def _all_allowed(self) -> NDArray[np.uint64]:
         """Return a bit for each place that is not removed; nothing where none is."""
-        allowed = self._allowed
+        allowed, removed = self._allowed, self._removed
         if allowed is None:
-            assert self._removed is not None
-            self._allowed = allowed = self._bits_of(~self._removed)
+            assert removed is not None
+            allowed = self._bits_of(~removed)
+            if self._removed is removed:
+                self._allowed = allowed
         return allowed
 
     def _bits_of(self, wanted: NDArray[np.bool_]) -> NDArray[np.uint64]:

@@ -85,7 +85,7 @@ class InvertedFileBuilder:
             unfinished = self._folder / (_STATE + ".new")
             if any(entry != unfinished for entry in self._folder.iterdir()):
                 raise IndexFormatError(f"{self._folder} is not empty and holds no builder's parts")
-            self._write_state()
+            self._write_state([])
             return
         try:
             found = json.loads(state.read_text())
@@ -102,13 +102,14 @@ class InvertedFileBuilder:
             if entry.name not in (_STATE, *map(_part_name, range(len(self._parts)))):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
-    def _write_state(self) -> None:
+    def _write_state(self, parts: list[dict[str, int]]) -> None:
         new = self._folder / (_STATE + ".new")
         with new.open("w") as file:
-            json.dump({"settings": self._settings, "parts": self._parts}, file)
+            json.dump({"settings": self._settings, "parts": parts}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, self._folder / _STATE)
+        self._parts = parts
         sync_folder(self._folder)
 
     @property
@@ -125,7 +126,8 @@ class InvertedFileBuilder:
         """Take in rows of some photos.
 
         X : (n, d) float32, or uint8 made by model.quantize. counts : (p,) integers that sum to n,
-        rows of each photo.
+        rows of each photo. Where rows were many enough to be written and could not be, they were
+        taken in all the same: call `commit` again, not `add`.
         """
         if getattr(X, "dtype", None) == np.uint8:
             codes = check_codes(X, self._model.dimension)
@@ -143,7 +145,7 @@ class InvertedFileBuilder:
             self.commit()
 
     def commit(self) -> None:
-        """Make what was taken in durable, as one part."""
+        """Make what was taken in durable, as one part. Where that fails, it waits for the next."""
         if not self._waiting_counts:
             return
         codes, counts = np.concatenate(self._waiting), np.concatenate(self._waiting_counts)
@@ -162,14 +164,12 @@ class InvertedFileBuilder:
             for name, array in part.arrays().items():
                 writer.write(name, array)
             writer.finish()
-        self._parts.append({"rows": len(codes), "photos": len(counts)})
+        parts = [*self._parts, {"rows": len(codes), "photos": len(counts)}]
         try:
-            self._write_state()
-        except BaseException:
-            self._parts.pop()
-            raise
-        # What could not be written waits for the next try.
-        self._waiting, self._waiting_counts, self._n_waiting = [], [], 0
+            self._write_state(parts)
+        finally:
+            if self._parts is parts:
+                self._waiting, self._waiting_counts, self._n_waiting = [], [], 0
 
     def finish(self) -> InvertedFile:
         """Merge the parts; returns the inverted file, its arrays mapped from folder/lists."""

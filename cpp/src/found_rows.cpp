@@ -47,7 +47,7 @@ class Reader {
   void ask_for(const std::uint32_t* lists, std::size_t n) const {
     if (n > kFewProbes) return;
     for (std::size_t p = 0; p < n; ++p) {
-      if (lists[p] >= file_.n_lists()) continue;
+      if (lists[p] >= file_.n_lists() || file_.sizes[lists[p]] == 0) continue;
       const std::uint64_t sequence = file_.leaf_blocks == 0 ? lists[p] : file_.first_leaf[lists[p]];
       const std::uint64_t begin = ids_.ids.starts[sequence], end = ids_.ids.starts[sequence + 1];
       scan::ask_for(ids_.ids.words.data() + begin,

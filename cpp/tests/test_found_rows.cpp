@@ -8,6 +8,7 @@
 #include "bits.hpp"
 #include "check.hpp"
 #include "delfsearch/cpu.hpp"
+#include "delfsearch/found_rows.hpp"
 #include "delfsearch/packed_ids.hpp"
 #include "delfsearch/rerank.hpp"
 #include "simd/ids_kernels.hpp"
@@ -102,6 +103,27 @@ void damaged_sequences_stay_within() {
   }
 }
 
+// An empty list at the end has no sequence of its own, whether it is probed first or last.
+void empty_lists_have_no_rows() {
+  const std::vector<std::uint32_t> sizes{3, 0}, values{4, 7, 9};
+  const std::vector<std::uint64_t> first_block{0, 1, 1}, first_leaf{0, 1, 1}, firsts{0, 3};
+  InvertedFileView file;
+  file.sizes = sizes;
+  file.first_block = first_block;
+  file.first_leaf = first_leaf;
+  file.leaf_blocks = 1;
+  const PackedIds packed = pack_ids(values, firsts, 1000, 1);
+  const ListIdsView ids{{packed.words, packed.starts, 1000}, firsts};
+  const std::vector<std::uint32_t> probes{0, 1, 1, 0, 1, 1};
+  const std::vector<float> distances{1.0f, 2.0f, 1.0f, 2.0f, 1.0f, 2.0f};
+  const std::vector<std::int64_t> places{2, 0, 1, -1, -1, -1};
+  const auto rows = rows_of_places(file, ids, probes, 3, distances, places, 1);
+  CHECK((rows == std::vector<std::int64_t>{9, 4, 7, -1, -1, -1}));
+  const std::vector<std::int64_t> elsewhere{2, 3, 1, -1, -1, -1};
+  CHECK_THROWS(rows_of_places(file, ids, probes, 3, distances, elsewhere, 1),
+               std::invalid_argument);
+}
+
 void reranked_is_by_exact_distance() {
   std::mt19937 generator(4);
   for (const std::size_t d : {1, 7, 8, 40, 43}) {
@@ -194,6 +216,7 @@ int main() {
   bits_are_found();
   some_of_a_sequence();
   damaged_sequences_stay_within();
+  empty_lists_have_no_rows();
   reranked_is_by_exact_distance();
   every_instruction_set_reranks_alike();
   return delfsearch_test::report("test_found_rows");

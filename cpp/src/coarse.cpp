@@ -26,10 +26,14 @@ constexpr std::size_t kGroupBlocks = 8;  // of which lane by lane the least is k
 constexpr std::size_t kAtOnce = 8;       // candidates compared in float32
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// To the nearest integer, ties to even, of what is small.
-double rounded(double value) {
-  constexpr double kShift = 6755399441055744.0;  // 1.5 * 2^52
-  return value + kShift - kShift;
+// Added to what is small, its sum is an integer, the nearest, whose lowest bits are the last ones
+// of the sum.
+constexpr double kShift = 6755399441055744.0;  // 1.5 * 2^52
+
+std::int8_t lowest_byte(double shifted) {
+  std::uint64_t bits;
+  std::memcpy(&bits, &shifted, sizeof(bits));
+  return static_cast<std::int8_t>(bits & 255);
 }
 
 float smallest(const float* values, std::size_t n) {
@@ -80,6 +84,7 @@ CoarseSearch::CoarseSearch(Span<const float> centroids, std::size_t d)
   middle_.resize(d);
   for (std::size_t i = 0; i < d; ++i) middle_[i] = lower_[i] + 128.0 * step_[i];
   const std::size_t in_group = kBlock * kGroupBlocks, d4 = (d + 3) / 4;
+  step_.resize(4 * d4, 0.0);
   n_groups_ = (size() + in_group - 1) / in_group;
   codes_.assign(n_groups_ * in_group * d4 * 4, 0);
   norms_.assign(n_groups_ * in_group, kInfinity);  // nothing is nearest to what fills up
@@ -105,17 +110,29 @@ std::size_t CoarseSearch::n_bytes() const {
 }
 
 // Sums of several go side by side: each waits for itself alone.
-void CoarseSearch::measure(const float* x, Candidate* candidates, std::size_t n) const {
-  const float* at[kAtOnce];
-  float sums[kAtOnce] = {};
-  for (std::size_t c = 0; c < kAtOnce; ++c)
+template <std::size_t kSums>
+void CoarseSearch::measure_some(const float* x, Candidate* candidates, std::size_t n) const {
+  const float* at[kSums];
+  float sums[kSums] = {};
+  for (std::size_t c = 0; c < kSums; ++c)
     at[c] = values_.data() + candidates[c < n ? c : 0].number * d_;
   for (std::size_t j = 0; j < d_; ++j)
-    for (std::size_t c = 0; c < kAtOnce; ++c) {
+    for (std::size_t c = 0; c < kSums; ++c) {
       const float difference = x[j] - at[c][j];
       sums[c] = sums[c] + difference * difference;
     }
   for (std::size_t c = 0; c < n; ++c) candidates[c].distance = sums[c];
+}
+
+void CoarseSearch::measure(const float* x, Candidate* candidates, std::size_t n) const {
+  for (; n > kAtOnce; n -= kAtOnce, candidates += kAtOnce)
+    measure_some<kAtOnce>(x, candidates, kAtOnce);
+  if (n > kAtOnce / 2)
+    measure_some<kAtOnce>(x, candidates, n);
+  else if (n > kAtOnce / 4)
+    measure_some<kAtOnce / 2>(x, candidates, n);
+  else if (n > 0)
+    measure_some<kAtOnce / 4>(x, candidates, n);
 }
 
 void CoarseSearch::nearest_of_all(const float* x, std::size_t n_nearest, Scratch& scratch,
@@ -158,27 +175,35 @@ void CoarseSearch::nearest_rows(const float* x, std::size_t n_rows, std::size_t 
   scratch.kept.resize(n_least + 16);
   scratch.places.resize(n_least + 16);
   scratch.words.assign(kRows * d4 * 4, 0);
-  scratch.scaled.resize(d_);
+  scratch.scaled.assign(4 * d4, 0.0);
   scratch.queries.assign(n_rows, {});
   double constant[kRows] = {}, slack[kRows] = {};
   for (std::size_t r = 0; r < n_rows; ++r) {
     // D = |row|^2 + norm - 2 unit sum word (code - 128), off by 2 unit (row - word) (code - 128).
-    // Four sums of each kind go side by side.
+    // Four sums of each kind go side by side; what fills up the last four is zero.
     double largest[4] = {}, squares[4] = {}, off[4] = {}, sum[4] = {};
     double* scaled = scratch.scaled.data();
-    for (std::size_t i = 0; i < d_; ++i) {
-      const double from = static_cast<double>(x[r * d_ + i]) - middle_[i];
-      scaled[i] = from * step_[i];
-      largest[i % 4] = std::max(largest[i % 4], std::abs(scaled[i]));
-      squares[i % 4] += from * from;
-    }
+    for (std::size_t i = 0; i < d_; ++i)
+      scaled[i] = static_cast<double>(x[r * d_ + i]) - middle_[i];
+    for (std::size_t i = 0; i < 4 * d4; i += 4)
+      for (std::size_t j = 0; j < 4; ++j) {
+        squares[j] += scaled[i + j] * scaled[i + j];
+        scaled[i + j] *= step_[i + j];
+        largest[j] = std::max(largest[j], std::abs(scaled[i + j]));
+      }
     const double unit = std::max(*std::max_element(largest, largest + 4) / 127.0, 1e-300);
+    const double each = 1.0 / unit;
     std::int8_t* words = scratch.words.data() + r * d4 * 4;
-    for (std::size_t i = 0; i < d_; ++i) {
-      const double exactly = scaled[i] / unit, word = rounded(exactly);
-      words[i] = static_cast<std::int8_t>(word);
-      off[i % 4] += (exactly - word) * (exactly - word);
-      sum[i % 4] += word;
+    for (std::size_t i = 0; i < 4 * d4; i += 4) {
+      double shifted[4];
+      for (std::size_t j = 0; j < 4; ++j) {
+        const double exactly = scaled[i + j] * each;
+        shifted[j] = exactly + kShift;
+        const double word = shifted[j] - kShift;
+        off[j] += (exactly - word) * (exactly - word);
+        sum[j] += word;
+      }
+      for (std::size_t j = 0; j < 4; ++j) words[i + j] = lowest_byte(shifted[j]);
     }
     const auto total = [](const double (&of)[4]) { return of[0] + of[1] + of[2] + of[3]; };
     kdtree::Query& query = scratch.queries[r];
@@ -216,8 +241,7 @@ void CoarseSearch::nearest_rows(const float* x, std::size_t n_rows, std::size_t 
           if (values[c] > from && values[c] <= to)
             candidates.push_back({0.0f, static_cast<std::uint32_t>(c)});
         }
-      for (; measured < candidates.size(); measured += kAtOnce)
-        measure(row, candidates.data() + measured, std::min(kAtOnce, candidates.size() - measured));
+      measure(row, candidates.data() + measured, candidates.size() - measured);
       measured = candidates.size();
     };
     gather(-kInfinity, first);

@@ -28,6 +28,48 @@ inline float float_of(std::uint32_t bits) {
   return value;
 }
 
+inline std::uint64_t nearness(float distance, std::uint32_t place) {
+  return static_cast<std::uint64_t>(bits_of(distance)) << 32 | place;
+}
+
+// Writes the k first of n by (distance, place), in that order, -1 behind the last. There is
+// scan::kRoom behind n.
+inline void write_nearest(const scan::Kernels& kernels, std::size_t k, const float* values,
+                          const std::uint32_t* from, std::size_t n, float* distances,
+                          std::int64_t* places) {
+  const std::size_t n_written = std::min(n, k);
+  std::fill(distances + n_written, distances + k, std::numeric_limits<float>::infinity());
+  std::fill(places + n_written, places + k, -1);
+  if (n <= scan::kMostRanked) {
+    std::uint32_t keys[scan::kMostRanked + scan::kRoom], ranks[scan::kMostRanked + scan::kRoom];
+    std::memcpy(keys, values, n * sizeof(float));
+    std::fill(keys + n, keys + n + scan::kRoom, 0u);
+    kernels.ranks(keys, n, ranks);
+    float sorted[scan::kMostRanked];
+    std::uint32_t sorted_from[scan::kMostRanked];
+    for (std::size_t i = 0; i < n; ++i) {
+      sorted[ranks[i]] = values[i];
+      sorted_from[ranks[i]] = from[i];
+    }
+    bool tie = false;
+    for (std::size_t i = 1; i < n; ++i) tie |= sorted[i - 1] == sorted[i];
+    if (!tie) {
+      std::copy_n(sorted, n_written, distances);
+      for (std::size_t i = 0; i < n_written; ++i)
+        places[i] = static_cast<std::int64_t>(sorted_from[i]);
+      return;
+    }
+  }
+  // For many, or where distances tie.
+  std::vector<std::uint64_t> keys(n);
+  for (std::size_t i = 0; i < n; ++i) keys[i] = nearness(values[i], from[i]);
+  std::sort(keys.begin(), keys.end());
+  for (std::size_t i = 0; i < n_written; ++i) {
+    distances[i] = float_of(static_cast<std::uint32_t>(keys[i] >> 32));
+    places[i] = static_cast<std::int64_t>(keys[i] & 0xffffffffu);
+  }
+}
+
 class NearestCodes {
  public:
   // Entries that the arrays of reset have room for.
@@ -58,10 +100,7 @@ class NearestCodes {
 
   void write(const scan::Kernels& kernels, float* distances, std::int64_t* places) {
     if (size_ > most(k_)) size_ = cut(kernels, values_, places_, size_);
-    if (!write_by_ranks(kernels, distances, places)) write_by_keys(distances, places);
-    std::fill(distances + std::min(size_, k_), distances + k_,
-              std::numeric_limits<float>::infinity());
-    std::fill(places + std::min(size_, k_), places + k_, -1);
+    write_nearest(kernels, k_, values_, places_, size_, distances, places);
   }
 
   std::size_t scanned = 0;  // codes
@@ -72,39 +111,7 @@ class NearestCodes {
   float* values_ = nullptr;
   std::uint32_t* places_ = nullptr;
 
-  // False where it is not for it: for many, or where distances tie.
-  bool write_by_ranks(const scan::Kernels& kernels, float* distances, std::int64_t* places) const {
-    if (size_ > scan::kMostRanked) return false;
-    std::uint32_t keys[scan::kMostRanked + scan::kRoom], ranks[scan::kMostRanked + scan::kRoom];
-    std::memcpy(keys, values_, size_ * sizeof(float));
-    std::fill(keys + size_, keys + size_ + scan::kRoom, 0u);
-    kernels.ranks(keys, size_, ranks);
-    float sorted[scan::kMostRanked];
-    for (std::size_t i = 0; i < size_; ++i) sorted[ranks[i]] = values_[i];
-    bool tie = false;
-    for (std::size_t i = 1; i < size_; ++i) tie |= sorted[i - 1] == sorted[i];
-    if (tie) return false;
-    std::copy_n(sorted, std::min(size_, k_), distances);
-    for (std::size_t i = 0; i < size_; ++i)
-      if (ranks[i] < k_) places[ranks[i]] = static_cast<std::int64_t>(places_[i]);
-    return true;
-  }
-
-  void write_by_keys(float* distances, std::int64_t* places) const {
-    std::vector<std::uint64_t> keys(size_);
-    for (std::size_t i = 0; i < size_; ++i) keys[i] = key(values_[i], places_[i]);
-    std::sort(keys.begin(), keys.end());
-    for (std::size_t i = 0; i < std::min(size_, k_); ++i) {
-      distances[i] = float_of(static_cast<std::uint32_t>(keys[i] >> 32));
-      places[i] = static_cast<std::int64_t>(keys[i] & 0xffffffffu);
-    }
-  }
-
   static std::size_t most(std::size_t k) { return k + k / 4 + 4; }
-  static std::uint64_t key(float value, std::uint32_t place) {
-    return static_cast<std::uint64_t>(bits_of(value)) << 32 | place;
-  }
-
   // n >= k_; between k_ and most(k_) are left.
   std::size_t cut(const scan::Kernels& kernels, float* values, std::uint32_t* places,
                   std::size_t n) {
@@ -136,7 +143,7 @@ class NearestCodes {
     }
     // Too many tie: of these the lower places.
     std::vector<std::uint64_t> keys(n);
-    for (std::size_t i = 0; i < n; ++i) keys[i] = key(values[i], places[i]);
+    for (std::size_t i = 0; i < n; ++i) keys[i] = nearness(values[i], places[i]);
     std::nth_element(keys.begin(), keys.begin() + static_cast<std::ptrdiff_t>(k_ - 1), keys.end());
     for (std::size_t i = 0; i < k_; ++i) {
       values[i] = float_of(static_cast<std::uint32_t>(keys[i] >> 32));

@@ -48,6 +48,8 @@ class CoarseSearch {
                       std::uint32_t* numbers) const;
   void nearest_rows(const float* x, std::size_t n_rows, std::size_t n_nearest, Scratch& scratch,
                     std::uint32_t* numbers) const;
+  template <std::size_t kSums>
+  void measure_some(const float* x, Candidate* candidates, std::size_t n) const;
   void measure(const float* x, Candidate* candidates, std::size_t n) const;
 };
 

@@ -118,8 +118,20 @@ DELFSEARCH_INLINE __m512 entries_at(const float* entries, __m512i lanes) {
 
 #include "scan_single.inl"
 
-// So many codes of a block cost less one by one.
-constexpr int kFew = 3;
+// So many codes of a block cost less one by one; so many are picked into one register.
+constexpr int kFew = 1, kPicked = 16;
+
+// The distances of the codes of a block whose numbers in it are the lowest bytes of `picked`.
+template <int kBits>
+DELFSEARCH_INLINE __m512 distances_picked(std::size_t n_parts, const std::uint8_t* part,
+                                          const float* entries, __m512i picked) {
+  constexpr std::size_t kPartBytes = 32 + 8 * (kBits - 4);
+  __m512 sum = _mm512_setzero_ps();
+  for (std::size_t p = 0; p < n_parts; ++p, part += kPartBytes, entries += std::size_t{1} << kBits)
+    sum = _mm512_add_ps(
+        sum, entries_at<kBits>(entries, _mm512_permutexvar_epi8(picked, unpack<kBits>(part))));
+  return sum;
+}
 
 template <int kBits>
 DELFSEARCH_TARGET std::size_t distances_of(std::size_t n_parts, const std::uint8_t* blocks,
@@ -142,6 +154,21 @@ DELFSEARCH_TARGET std::size_t distances_of(std::size_t n_parts, const std::uint8
         places[found] = first + place;
         found += values[found] <= limit;
       }
+      continue;
+    }
+    if (_mm_popcnt_u64(which[i].codes) <= kPicked) {
+      alignas(64) std::uint32_t at[kPicked] = {};
+      std::size_t n_picked = 0;
+      for (std::uint64_t codes = which[i].codes; codes != 0; codes &= codes - 1)
+        at[n_picked++] = static_cast<std::uint32_t>(_tzcnt_u64(codes));
+      const __m512i picked = _mm512_load_si512(at);
+      const __m512 sums = distances_picked<kBits>(n_parts, part, entries, picked);
+      const __mmask16 within = _mm512_mask_cmp_ps_mask(static_cast<__mmask16>((1u << n_picked) - 1),
+                                                       sums, limits, _CMP_LE_OQ);
+      const __m512i place = _mm512_add_epi32(picked, _mm512_set1_epi32(static_cast<int>(first)));
+      _mm512_storeu_ps(values + found, _mm512_maskz_compress_ps(within, sums));
+      _mm512_storeu_si512(places + found, _mm512_maskz_compress_epi32(within, place));
+      found += static_cast<std::size_t>(_mm_popcnt_u32(within));
       continue;
     }
     const float* table = entries;

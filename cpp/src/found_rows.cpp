@@ -12,7 +12,6 @@ namespace {
 
 constexpr std::size_t kTask = 64;  // queries
 
-constexpr std::size_t kFewProbes = 16;
 constexpr std::size_t kMostAsked = 1024;  // bytes of a list
 
 struct Probed {
@@ -45,7 +44,7 @@ class Reader {
 
   // That the ids of short lists be in the cache when they are read.
   void ask_for(const std::uint32_t* lists, std::size_t n) const {
-    if (n > kFewProbes) return;
+    if (n > ids::kShortLists) return;
     for (std::size_t p = 0; p < n; ++p) {
       if (lists[p] >= file_.n_lists() || file_.sizes[lists[p]] == 0) continue;
       const std::uint64_t sequence = file_.leaf_blocks == 0 ? lists[p] : file_.first_leaf[lists[p]];
@@ -56,50 +55,30 @@ class Reader {
   }
 
   void read(const std::int64_t* places, std::size_t n, std::int64_t* rows) {
-    if (open_short())
-      read_each(places, n, rows);
-    else
+    if (!open_short())
       read_in_order(places, n, rows);
+    else if (!ids::kernels().get_each(short_, places, n, rows))
+      throw std::invalid_argument("a place is not in the lists probed");
   }
 
  private:
   // Lists of one sequence each, all of them short.
   bool open_short() {
-    if (probed_.size() > kFewProbes) return false;
-    starts_.clear();
-    sizes_.clear();
-    for (std::size_t p = 0; p < probed_.size(); ++p) {
-      const std::size_t sequence = static_cast<std::size_t>(probed_[p].first_sequence);
-      const std::uint64_t size = probed_[p].size;
+    if (probed_.size() > ids::kShortLists) return false;
+    std::size_t n = 0;
+    for (const Probed& probed : probed_) {
+      const auto sequence = static_cast<std::size_t>(probed.first_sequence);
+      const auto size = static_cast<std::size_t>(probed.size);
       if (size == 0) continue;
       if ((leaf_codes_ != 0 && size > leaf_codes_) ||
-          !ids_.ids.open_short(sequence, static_cast<std::size_t>(size), short_[starts_.size()]))
+          !ids_.ids.open_short(sequence, size, short_.sequences[n]))
         return false;
-      starts_.push_back(probed_[p].first_block * kCodeBlock);
-      sizes_.push_back(size);
+      short_.starts[n] = static_cast<std::uint32_t>(probed.first_block * kCodeBlock);
+      short_.sizes[n++] = static_cast<std::uint32_t>(size);
     }
+    std::fill(short_.starts + n, short_.starts + ids::kShortLists, 0xffffffffu);
+    std::fill(short_.sizes + n, short_.sizes + ids::kShortLists, 0u);
     return true;
-  }
-
-  void read_each(const std::int64_t* places, std::size_t n, std::int64_t* rows) {
-    // The last list that begins at or before each place, list by list for all places at once.
-    wanted_.resize(n);
-    found_.resize(n);
-    at_.assign(n, 0);
-    for (std::size_t i = 0; i < n; ++i) found_[i] = static_cast<std::uint32_t>(places[i]);
-    for (std::size_t p = 1; p < starts_.size(); ++p) {
-      const auto start = static_cast<std::uint32_t>(starts_[p]);
-      for (std::size_t i = 0; i < n; ++i) at_[i] += start <= found_[i];
-    }
-    bool all = n == 0 || !starts_.empty();
-    for (std::size_t i = 0; i < n && all; ++i) {
-      const auto place = static_cast<std::uint64_t>(places[i]) - starts_[at_[i]];
-      all = place < sizes_[at_[i]];
-      wanted_[i] = {at_[i], static_cast<std::uint32_t>(place)};
-    }
-    if (!all) throw std::invalid_argument("a place is not in the lists probed");
-    ids::kernels().get_each(short_, wanted_.data(), n, found_.data());
-    for (std::size_t i = 0; i < n; ++i) rows[i] = found_[i];
   }
 
   void read_in_order(const std::int64_t* places, std::size_t n, std::int64_t* rows) {
@@ -157,9 +136,7 @@ class Reader {
   std::vector<Probed> probed_;
   std::vector<std::uint64_t> order_;
   std::vector<std::uint32_t> at_, found_;
-  std::vector<std::uint64_t> starts_, sizes_;  // of lists that are short, in codes
-  std::vector<ids::Wanted> wanted_;
-  ids::ShortSequence short_[kFewProbes];
+  ids::ShortLists short_;
 };
 
 void order_ties(const float* squared, std::int64_t* rows, std::size_t n) {

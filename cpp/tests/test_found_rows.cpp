@@ -1,6 +1,7 @@
 // Ids of places, and reranking, against slow searches that share no code with them.
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <random>
 #include <stdexcept>
 #include <vector>
@@ -36,6 +37,17 @@ void bits_are_found() {
   }
 }
 
+constexpr std::int64_t kStart = 640;
+
+// One list of n codes that begins at kStart, its sequence to be filled in.
+std::unique_ptr<ids::ShortLists> one_list(std::size_t n) {
+  auto lists = std::make_unique<ids::ShortLists>();
+  std::fill(lists->starts, lists->starts + ids::kShortLists, 0xffffffffu);
+  lists->starts[0] = static_cast<std::uint32_t>(kStart);
+  lists->sizes[0] = static_cast<std::uint32_t>(n);
+  return lists;
+}
+
 void some_of_a_sequence() {
   std::mt19937 generator(2);
   for (const std::size_t n : {1, 2, 63, 256, 257, 900, 5000})
@@ -57,17 +69,20 @@ void some_of_a_sequence() {
         view.get_some(0, n, at.data(), at.size(), out.data());
         for (std::size_t c = 0; c < at.size(); ++c) CHECK(out[c] == values[at[c]]);
       }
-      ids::ShortSequence opened;
-      const bool is_short = view.open_short(0, n, opened);
+      auto lists = one_list(n);
+      const bool is_short = view.open_short(0, n, lists->sequences[0]);
       CHECK(is_short || n >= 900 || universe < 2 * n);
       if (!is_short) continue;
-      std::vector<ids::Wanted> wanted(300);
-      for (auto& one : wanted) one = {0, static_cast<std::uint32_t>(generator() % n)};
-      std::vector<std::uint32_t> out(wanted.size());
+      std::vector<std::int64_t> places(300), out(300);
+      for (auto& place : places) place = kStart + static_cast<std::int64_t>(generator() % n);
       for (const auto* kernels : {&ids::kernels_scalar(), &ids::kernels()}) {
-        kernels->open(opened);
-        kernels->get_each(&opened, wanted.data(), wanted.size(), out.data());
-        for (std::size_t c = 0; c < out.size(); ++c) CHECK(out[c] == values[wanted[c].number]);
+        kernels->open(lists->sequences[0]);
+        CHECK(kernels->get_each(*lists, places.data(), places.size(), out.data()));
+        for (std::size_t c = 0; c < out.size(); ++c)
+          CHECK(out[c] == values[static_cast<std::size_t>(places[c] - kStart)]);
+        for (const std::int64_t place :
+             {std::int64_t{0}, kStart - 1, kStart + static_cast<std::int64_t>(n)})
+          CHECK(!kernels->get_each(*lists, &place, 1, out.data()));
       }
     }
 }
@@ -87,14 +102,15 @@ void damaged_sequences_stay_within() {
     best.resize(at.size());
     ids::kernels_scalar().get_some(sequence, at.data(), at.size(), scalar.data());
     ids::kernels().get_some(sequence, at.data(), at.size(), best.data());
-    ids::ShortSequence opened{sequence, {}};
-    std::vector<ids::Wanted> wanted;
-    for (std::uint32_t i = 0; i < 200; i += 7) wanted.push_back({0, (i * 61) % 180});
-    std::vector<std::uint32_t> each(wanted.size()), other(wanted.size());
+    auto lists = one_list(180);
+    lists->sequences[0].sequence = sequence;
+    std::vector<std::int64_t> places;
+    for (std::int64_t i = 0; i < 200; i += 7) places.push_back(kStart + i * 61 % 180);
+    std::vector<std::int64_t> each(places.size()), other(places.size());
     for (const auto* kernels : {&ids::kernels_scalar(), &ids::kernels()}) {
-      kernels->open(opened);
-      kernels->get_each(&opened, wanted.data(), wanted.size(), each.data());
-      for (const std::uint32_t value : each) CHECK(value <= 99999);
+      kernels->open(lists->sequences[0]);
+      CHECK(kernels->get_each(*lists, places.data(), places.size(), each.data()));
+      for (const std::int64_t value : each) CHECK(value >= 0 && value <= 99999);
       CHECK(other == each || kernels == &ids::kernels_scalar());
       other = each;
     }

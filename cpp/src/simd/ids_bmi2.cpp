@@ -1,4 +1,4 @@
-// BMI2, which all processors with AVX2 have: a deposit finds the nth bit of a word.
+// AVX2 and BMI2: a deposit finds the nth bit of a word.
 #include "ids_kernels.hpp"
 
 #ifdef DELFSEARCH_X86
@@ -7,7 +7,7 @@
 #include <cstring>
 
 #if defined(__GNUC__) || defined(__clang__)
-#define DELFSEARCH_TARGET __attribute__((target("bmi,bmi2,popcnt")))
+#define DELFSEARCH_TARGET __attribute__((target("avx2,bmi,bmi2,popcnt")))
 #define DELFSEARCH_INLINE DELFSEARCH_TARGET inline __attribute__((always_inline))
 #else
 #define DELFSEARCH_TARGET
@@ -34,6 +34,27 @@ DELFSEARCH_INLINE std::uint64_t low_part(const Sequence& sequence, std::size_t i
   std::uint64_t word;
   std::memcpy(&word, reinterpret_cast<const unsigned char*>(sequence.low) + byte, 8);
   return _bzhi_u64(word >> (at - 8 * byte), static_cast<unsigned>(sequence.low_bits));
+}
+
+DELFSEARCH_INLINE __m256i eight(const void* from) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(from));
+}
+
+// Where the greater of two is the place, the other is at most that.
+DELFSEARCH_INLINE std::size_t begun(const std::uint32_t* starts, std::uint32_t place) {
+  const __m256i all = _mm256_set1_epi32(static_cast<int>(place));
+  const __m256i low = _mm256_cmpeq_epi32(_mm256_max_epu32(eight(starts), all), all);
+  const __m256i high = _mm256_cmpeq_epi32(_mm256_max_epu32(eight(starts + 8), all), all);
+  const auto mask = static_cast<unsigned>(_mm256_movemask_epi8(_mm256_packs_epi32(low, high)));
+  return static_cast<std::size_t>(_mm_popcnt_u32(mask)) / 2;
+}
+
+DELFSEARCH_INLINE std::size_t word_of(const std::uint16_t* before, std::size_t i) {
+  const __m256i all = _mm256_set1_epi16(static_cast<short>(i));
+  const __m256i low = _mm256_cmpeq_epi16(_mm256_max_epu16(eight(before), all), all);
+  const __m256i high = _mm256_cmpeq_epi16(_mm256_max_epu16(eight(before + 16), all), all);
+  const auto mask = static_cast<unsigned>(_mm256_movemask_epi8(_mm256_packs_epi16(low, high)));
+  return static_cast<std::size_t>(_mm_popcnt_u32(mask)) - 1;  // none is before the first word
 }
 
 #include "ids_lanes.inl"

@@ -22,15 +22,20 @@ struct Sequence {
   std::uint64_t greatest;  // what a damaged file may not exceed
 };
 
-// A sequence of few words: which of them holds a number's bit is found by halving. It has lower
-// bits.
+// A sequence of few words: which of them holds a number's bit is found by comparing with all. It
+// has lower bits.
 constexpr std::size_t kShortWords = 32;
 struct ShortSequence {
   Sequence sequence;
   std::uint16_t before[kShortWords];  // numbers with bits before each word; the largest behind
 };
-struct Wanted {
-  std::uint32_t sequence, number;
+
+// Lists of one such sequence each, as they lie in an inverted file, none of them empty.
+constexpr std::size_t kShortLists = 16;
+struct ShortLists {
+  std::uint32_t starts[kShortLists];  // the place of the first code, rising; the largest behind
+  std::uint32_t sizes[kShortLists];
+  ShortSequence sequences[kShortLists];
 };
 
 // Words that were not packed so give some numbers.
@@ -40,9 +45,9 @@ struct Kernels {
                    std::uint32_t* out);
   // Makes `sequence` of at most kShortWords upper words, below 2^16 numbers, ready for get_each.
   void (*open)(ShortSequence& short_sequence);
-  // Any numbers of some sequences.
-  void (*get_each)(const ShortSequence* sequences, const Wanted* wanted, std::size_t count,
-                   std::uint32_t* out);
+  // What the codes at `count` places are numbered; false where one is in none of the lists.
+  bool (*get_each)(const ShortLists& lists, const std::int64_t* places, std::size_t count,
+                   std::int64_t* numbers);
 };
 
 const Kernels& kernels();  // those of this processor, or of DELFSEARCH_SIMD

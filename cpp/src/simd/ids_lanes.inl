@@ -1,5 +1,6 @@
-// The loop itself, in terms of how_many (bits of a word), nth (of them) and low_part (a number's
-// lower bits).
+// The loops themselves, in terms of how_many (bits of a word), nth (of them), low_part (a number's
+// lower bits), begun (how many of the starts of lists are at most a place) and word_of (the last
+// word with at most i numbers before it).
 
 DELFSEARCH_TARGET void get_some_of(const Sequence& sequence, const std::uint32_t* at,
                                    std::size_t count, std::uint32_t* out) {
@@ -27,25 +28,29 @@ DELFSEARCH_TARGET void get_some_of(const Sequence& sequence, const std::uint32_t
 }
 
 DELFSEARCH_TARGET void open_short(ShortSequence& of) {
+  const std::size_t n = of.sequence.n_high_words;
   std::size_t before = 0;
-  for (std::size_t word = 0; word < kShortWords; ++word) {
-    of.before[word] = word < of.sequence.n_high_words ? static_cast<std::uint16_t>(before) : 0xffff;
-    if (word < of.sequence.n_high_words) before += how_many(of.sequence.high[word]);
+  for (std::size_t word = 0; word < n; ++word) {
+    of.before[word] = static_cast<std::uint16_t>(before);
+    before += how_many(of.sequence.high[word]);
   }
+  for (std::size_t word = n; word < kShortWords; ++word) of.before[word] = 0xffff;
 }
 
-DELFSEARCH_TARGET void get_each_of(const ShortSequence* sequences, const Wanted* wanted,
-                                   std::size_t count, std::uint32_t* out) {
+DELFSEARCH_TARGET bool get_each_of(const ShortLists& lists, const std::int64_t* places,
+                                   std::size_t count, std::int64_t* numbers) {
   for (std::size_t c = 0; c < count; ++c) {
-    const ShortSequence& of = sequences[wanted[c].sequence];
-    const std::size_t i = wanted[c].number;
-    // The last word with at most i numbers before it; steps without a branch.
-    std::size_t word = 0;
-    for (std::size_t step = kShortWords / 2; step > 0; step /= 2)
-      word += of.before[word + step] <= i ? step : 0;
+    const auto place = static_cast<std::uint32_t>(places[c]);
+    const std::size_t begun_lists = begun(lists.starts, place);
+    if (begun_lists == 0) return false;
+    const std::size_t list = begun_lists - 1, i = place - lists.starts[list];
+    if (i >= lists.sizes[list]) return false;
+    const ShortSequence& of = lists.sequences[list];
+    const std::size_t word = word_of(of.before, i);
     const std::uint64_t upper = word * 64 + nth(of.sequence.high[word], i - of.before[word]) - i;
     const std::uint64_t value = upper << of.sequence.low_bits | low_part(of.sequence, i);
-    out[c] =
-        static_cast<std::uint32_t>(value < of.sequence.greatest ? value : of.sequence.greatest);
+    numbers[c] =
+        static_cast<std::int64_t>(value < of.sequence.greatest ? value : of.sequence.greatest);
   }
+  return true;
 }

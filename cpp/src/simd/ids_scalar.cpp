@@ -24,6 +24,19 @@ inline std::uint64_t low_part(const Sequence& sequence, std::size_t i) {
   return value & ((std::uint64_t{1} << sequence.low_bits) - 1);
 }
 
+inline std::size_t begun(const std::uint32_t* starts, std::uint32_t place) {
+  std::size_t n = 0;
+  for (std::size_t list = 0; list < kShortLists; ++list) n += starts[list] <= place;
+  return n;
+}
+
+inline std::size_t word_of(const std::uint16_t* before, std::size_t i) {
+  std::size_t word = 0;
+  for (std::size_t step = kShortWords / 2; step > 0; step /= 2)
+    word += before[word + step] <= i ? step : 0;
+  return word;
+}
+
 #include "ids_lanes.inl"
 
 }  // namespace

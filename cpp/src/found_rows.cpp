@@ -18,6 +18,11 @@ struct Probed {
   std::uint64_t first_block, first_sequence, size;
 };
 
+// Places of one sequence, begin to end in order.
+struct Piece {
+  std::size_t sequence, size, begin, end;
+};
+
 // One query's: the ids of places, sequence after sequence.
 class Reader {
  public:
@@ -83,6 +88,9 @@ class Reader {
 
   void read_in_order(const std::int64_t* places, std::size_t n, std::int64_t* rows) {
     sort(places, n);
+    at_.resize(n);
+    found_.resize(n);
+    pieces_.clear();
     std::size_t list = 0;
     for (std::size_t i = 0; i < n;) {
       // The last list that begins at or before the place's block.
@@ -98,17 +106,19 @@ class Reader {
       }
       const std::uint64_t size =
           sequence < n_sequences_ ? ids_.firsts[sequence + 1] - ids_.firsts[sequence] : 0;
-      at_.clear();
       std::size_t end = i;
       for (; end < n && (order_[end] >> 32) - first < size; ++end)
-        at_.push_back(static_cast<std::uint32_t>((order_[end] >> 32) - first));
+        at_[end] = static_cast<std::uint32_t>((order_[end] >> 32) - first);
       if (end == i) throw std::invalid_argument("a place is not in the lists probed");
-      found_.resize(at_.size());
-      ids_.ids.get_some(static_cast<std::size_t>(sequence), static_cast<std::size_t>(size),
-                        at_.data(), at_.size(), found_.data());
-      for (std::size_t j = 0; j < at_.size(); ++j) rows[order_[i + j] & 0xffffffffu] = found_[j];
+      pieces_.push_back(
+          {static_cast<std::size_t>(sequence), static_cast<std::size_t>(size), i, end});
+      ids_.ids.ask_for(pieces_.back().sequence, pieces_.back().size, at_.data() + i, end - i);
       i = end;
     }
+    for (const Piece& piece : pieces_)
+      ids_.ids.get_some(piece.sequence, piece.size, at_.data() + piece.begin,
+                        piece.end - piece.begin, found_.data() + piece.begin);
+    for (std::size_t i = 0; i < n; ++i) rows[order_[i] & 0xffffffffu] = found_[i];
   }
 
   // order_: place, then where it was given.
@@ -135,6 +145,7 @@ class Reader {
   std::uint64_t leaf_codes_;
   std::vector<Probed> probed_;
   std::vector<std::uint64_t> order_;
+  std::vector<Piece> pieces_;
   std::vector<std::uint32_t> at_, found_;
   ids::ShortLists short_;
 };

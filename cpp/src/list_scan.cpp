@@ -70,7 +70,7 @@ void ListScan::list(std::size_t list, const float* const* queries, NearestCodes*
   tail_ = tail == 0 ? ~std::uint64_t{0} : (std::uint64_t{1} << tail) - 1;
   // A single leaf has nothing to be ordered, and little to be left out.
   if (file_.leaf_blocks == 0 || end - begin <= file_.leaf_blocks)
-    blocks(begin, end, wanted, n_wanted);
+    blocks(begin, end, nullptr, wanted, n_wanted);
   else
     leaves(list, begin, end, wanted, n_wanted);
 }
@@ -104,10 +104,14 @@ std::size_t ListScan::only_allowed(std::size_t from, scan::Passed* passed, std::
   return kept;
 }
 
-void ListScan::blocks(std::size_t begin, std::size_t end, Visit* const* visits, std::size_t n) {
-  for (std::size_t from = begin; from < end; from += kChunkBlocks) {
-    const std::size_t count = std::min(end - from, kChunkBlocks);
+void ListScan::blocks(std::size_t begin, std::size_t end, const std::uint8_t* after,
+                      Visit* const* visits, std::size_t n) {
+  const std::size_t n_chunks = (end - begin + kChunkBlocks - 1) / kChunkBlocks;
+  for (std::size_t c = 0; c < n_chunks; ++c) {
+    const std::size_t from = begin + c * (end - begin) / n_chunks;
+    const std::size_t count = begin + (c + 1) * (end - begin) / n_chunks - from;
     const std::uint8_t* chunk = file_.blocks.data() + from * code_.block_bytes();
+    const std::uint8_t* next = c + 1 < n_chunks ? chunk + count * code_.block_bytes() : after;
     scan::ByteTable tables[scan::kTogether];
     scan::Passed* out[scan::kTogether];
     std::size_t counts[scan::kTogether] = {};
@@ -126,7 +130,8 @@ void ListScan::blocks(std::size_t begin, std::size_t end, Visit* const* visits, 
       out[n_filtered] = passed_.data() + v * kChunkBlocks;
       slot_of[v] = n_filtered++;
     }
-    if (n_filtered > 0) kernels_.may_pass(code_, chunk, count, tables, n_filtered, out, counts);
+    if (n_filtered > 0)
+      kernels_.may_pass(code_, chunk, count, next, tables, n_filtered, out, counts);
     for (std::size_t v = 0; v < n; ++v) {
       NearestCodes& nearest = *visits[v]->nearest;
       scan::Passed* passed = passed_.data() + v * kChunkBlocks;
@@ -183,9 +188,6 @@ void ListScan::leaves(std::size_t list, std::size_t begin, std::size_t end, Visi
   for (std::size_t i = 0; i < n; ++i) {
     const std::uint32_t leaf = order_[i];
     if (by_leaf_[leaf] == kInfinity) break;
-    if (i + 1 < n)
-      scan::ask_for(file_.blocks.data() + block_of(order_[i + 1]) * code_.block_bytes(),
-                    scan::kAheadBytes);
     Visit* wanted[scan::kTogether];
     std::size_t n_wanted = 0;
     for (std::size_t v = 0; v < n_visits; ++v) {
@@ -193,7 +195,9 @@ void ListScan::leaves(std::size_t list, std::size_t begin, std::size_t end, Visi
       if (bound <= limits[v] && bound <= visits[v]->nearest->limit())
         wanted[n_wanted++] = visits[v];
     }
-    if (n_wanted > 0) blocks(block_of(leaf), block_of(leaf + 1), wanted, n_wanted);
+    const std::uint8_t* after =
+        i + 1 < n ? file_.blocks.data() + block_of(order_[i + 1]) * code_.block_bytes() : nullptr;
+    if (n_wanted > 0) blocks(block_of(leaf), block_of(leaf + 1), after, wanted, n_wanted);
   }
 }
 

@@ -61,7 +61,9 @@ class ListScan {
   std::uint64_t tail_ = 0;  // codes of the last block
 
   bool any_allowed(std::size_t begin, std::size_t end) const;
-  void blocks(std::size_t begin, std::size_t end, Visit* const* visits, std::size_t n);
+  // `after` is what is scanned after these blocks, or null.
+  void blocks(std::size_t begin, std::size_t end, const std::uint8_t* after, Visit* const* visits,
+              std::size_t n);
   void leaves(std::size_t list, std::size_t begin, std::size_t end, Visit* const* visits,
               std::size_t n_visits);
   std::size_t only_allowed(std::size_t from, scan::Passed* passed, std::size_t n) const;

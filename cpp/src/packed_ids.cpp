@@ -6,6 +6,7 @@
 #include "bits.hpp"
 #include "delfsearch/parallel.hpp"
 #include "simd/ids_kernels.hpp"
+#include "simd/scan_kernels.hpp"
 
 namespace delfsearch {
 namespace {
@@ -135,6 +136,17 @@ std::uint32_t PackedIdsView::get(std::size_t sequence, std::size_t n, std::size_
 void PackedIdsView::get_some(std::size_t sequence, std::size_t n, const std::uint32_t* at,
                              std::size_t count, std::uint32_t* out) const {
   if (count > 0) ids::kernels().get_some(sequence_of(*this, sequence, n), at, count, out);
+}
+
+// Numbers that are spread evenly have their upper bits about where this asks for them.
+void PackedIdsView::ask_for(std::size_t sequence, std::size_t n, const std::uint32_t* at,
+                            std::size_t count) const {
+  const ids::Sequence of = sequence_of(*this, sequence, n);
+  for (std::size_t c = 0; c < count; ++c) {
+    if (at[c] >= kSample) scan::ask_for(of.samples + (at[c] / kSample - 1) / 2, 1);
+    scan::ask_for(of.high + at[c] * of.n_high_words / n, 1);
+    scan::ask_for(of.low + at[c] * static_cast<std::size_t>(of.low_bits) / 64, 1);
+  }
 }
 
 bool PackedIdsView::open_short(std::size_t sequence, std::size_t n,

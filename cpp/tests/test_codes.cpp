@@ -104,7 +104,8 @@ void every_instruction_set_scans_alike() {
           found[q].resize(n_blocks);
           out[q] = found[q].data();
         }
-        kernels->may_pass(code, blocks.data(), n_blocks, tables, n_tables, out, counts);
+        kernels->may_pass(code, blocks.data(), n_blocks, blocks.data(), tables, n_tables, out,
+                          counts);
         for (std::size_t q = 0; q < n_tables; ++q) {
           found[q].resize(counts[q]);
           if (first[q].empty()) first[q] = found[q];

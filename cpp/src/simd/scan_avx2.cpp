@@ -61,14 +61,15 @@ DELFSEARCH_INLINE __m256i look_up(const std::uint8_t* entries, const Numbers<kBi
 
 template <int kBits, int kTables>
 DELFSEARCH_TARGET void may_pass_of(std::size_t n_parts, const std::uint8_t* blocks,
-                                   std::size_t n_blocks, const ByteTable* tables,
-                                   Passed* const* out, std::size_t* counts) {
+                                   std::size_t n_blocks, const std::uint8_t* next,
+                                   const ByteTable* tables, Passed* const* out,
+                                   std::size_t* counts) {
   constexpr std::size_t kPartBytes = 32 + 8 * (kBits - 4);
   constexpr std::size_t kEntries = std::size_t{1} << kBits;
   for (int q = 0; q < kTables; ++q) counts[q] = 0;
   for (std::size_t b = 0; b < n_blocks; ++b) {
     const std::uint8_t* part = blocks + b * n_parts * kPartBytes;
-    ask_for(part + kAheadBytes, n_parts * kPartBytes);
+    ask_for_share(next, b, n_blocks, n_parts * kPartBytes);
     __m256i sums[kTables][2];
     for (int q = 0; q < kTables; ++q) sums[q][0] = sums[q][1] = _mm256_setzero_si256();
     for (std::size_t p = 0; p < n_parts; ++p, part += kPartBytes) {

@@ -67,21 +67,22 @@ DELFSEARCH_INLINE __m512i look_up(const std::uint8_t* entries, __m512i numbers) 
 
 template <int kBits, int kTables>
 DELFSEARCH_TARGET void may_pass_of(std::size_t n_parts, const std::uint8_t* blocks,
-                                   std::size_t n_blocks, const ByteTable* tables,
-                                   Passed* const* out, std::size_t* counts) {
+                                   std::size_t n_blocks, const std::uint8_t* next,
+                                   const ByteTable* tables, Passed* const* out,
+                                   std::size_t* counts) {
   constexpr std::size_t kPartBytes = 32 + 8 * (kBits - 4);
   constexpr std::size_t kEntries = std::size_t{1} << kBits;
   __m512i limits[kTables];
   const std::uint8_t* entries[kTables];
-  Passed* next[kTables];
+  Passed* to[kTables];
   for (int q = 0; q < kTables; ++q) {
     limits[q] = _mm512_set1_epi8(static_cast<char>(tables[q].limit));
     entries[q] = tables[q].entries;
-    next[q] = out[q];
+    to[q] = out[q];
   }
   for (std::size_t b = 0; b < n_blocks; ++b) {
     const std::uint8_t* part = blocks + b * n_parts * kPartBytes;
-    ask_for(part + kAheadBytes, n_parts * kPartBytes);
+    ask_for_share(next, b, n_blocks, n_parts * kPartBytes);
     __m512i sums[kTables];
     {
       const __m512i numbers = unpack<kBits>(part);
@@ -95,11 +96,11 @@ DELFSEARCH_TARGET void may_pass_of(std::size_t n_parts, const std::uint8_t* bloc
     }
     for (int q = 0; q < kTables; ++q) {
       const std::uint64_t codes = _mm512_cmple_epu8_mask(sums[q], limits[q]);
-      *next[q] = {codes, static_cast<std::uint32_t>(b)};
-      next[q] += codes != 0;
+      *to[q] = {codes, static_cast<std::uint32_t>(b)};
+      to[q] += codes != 0;
     }
   }
-  for (int q = 0; q < kTables; ++q) counts[q] = static_cast<std::size_t>(next[q] - out[q]);
+  for (int q = 0; q < kTables; ++q) counts[q] = static_cast<std::size_t>(to[q] - out[q]);
 }
 
 // Of a register of 64 numbers, byte j of each 32-bit lane: codes j, j + 4, ... The lookups below

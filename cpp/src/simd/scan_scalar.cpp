@@ -11,8 +11,8 @@ namespace delfsearch::scan {
 namespace {
 
 void may_pass(const ProductCode& code, const std::uint8_t* blocks, std::size_t n_blocks,
-              const ByteTable* tables, std::size_t n_tables, Passed* const* out,
-              std::size_t* counts) {
+              const std::uint8_t*, const ByteTable* tables, std::size_t n_tables,
+              Passed* const* out, std::size_t* counts) {
   std::vector<std::uint8_t> numbers(code.n_parts);
   std::fill(counts, counts + n_tables, std::size_t{0});
   for (std::size_t b = 0; b < n_blocks; ++b) {

@@ -79,26 +79,13 @@ void bind_packed_ids(py::module_& m) {
           py::arg("begin"), py::arg("end"), py::arg("n_threads"))
       .def(
           "select",
-          [](const Packed& packed, const Array<std::uint8_t>& wanted,
+          [](const Packed& packed, const Array<std::uint64_t>& wanted,
              const Array<std::uint64_t>& places, std::size_t n_words, int n_threads) {
-            std::vector<std::uint64_t> bits(n_words);
+            std::vector<std::uint64_t> bits;
             {
               py::gil_scoped_release release;
-              const auto is_wanted = view(wanted);
-              const auto first = view(places);
-              if (is_wanted.size() != packed.ids.universe || first.size() != packed.n_sequences())
-                throw std::invalid_argument("wanted or places have another size than the ids say");
-              for (std::size_t s = 0; s < first.size(); ++s)
-                if (packed.size(s) > 0 &&
-                    (first[s] % 64 != 0 || first[s] + packed.size(s) > 64 * n_words))
-                  throw std::invalid_argument("a sequence has no place");
-              parallel_for(first.size(), n_threads, [&](std::size_t s, int) {
-                std::vector<std::uint32_t> ids(packed.size(s));
-                packed.ids.get_all(s, ids.size(), ids.data());
-                std::uint64_t* words = bits.data() + first[s] / 64;
-                for (std::size_t i = 0; i < ids.size(); ++i)
-                  words[i / 64] |= std::uint64_t{is_wanted[ids[i]] != 0} << i % 64;
-              });
+              bits =
+                  packed.ids.select(packed.firsts, view(wanted), view(places), n_words, n_threads);
             }
             return to_numpy(std::move(bits));
           },

@@ -158,17 +158,40 @@ bool PackedIdsView::open_short(std::size_t sequence, std::size_t n,
 }
 
 void PackedIdsView::get_all(std::size_t sequence, std::size_t n, std::uint32_t* out) const {
-  if (n == 0) return;
-  const Layout layout = layout_of(n, universe);
-  const std::uint64_t* high = words.data() + starts[sequence] + layout.n_sample_words;
-  const std::uint64_t* low = high + layout.n_high_words;
-  std::size_t i = 0;
-  for (std::size_t word = 0; i < n && word < layout.n_high_words; ++word)
-    for (std::uint64_t here = high[word]; here != 0 && i < n; here &= here - 1, ++i) {
-      const std::uint64_t upper = word * 64 + static_cast<std::size_t>(lowest_bit(here)) - i;
-      out[i] = below(universe, upper, low, i, layout.low_bits);
+  if (n > 0) ids::kernels().get_all(sequence_of(*this, sequence, n), n, out);
+}
+
+std::vector<std::uint64_t> PackedIdsView::select(Span<const std::uint64_t> firsts,
+                                                 Span<const std::uint64_t> wanted,
+                                                 Span<const std::uint64_t> places,
+                                                 std::size_t n_words, int n_threads) const {
+  const std::size_t n_sequences = firsts.empty() ? 0 : firsts.size() - 1;
+  const auto size = [&](std::size_t s) {
+    return static_cast<std::size_t>(firsts[s + 1] - firsts[s]);
+  };
+  if (wanted.size() != (universe + 63) / 64 || places.size() != n_sequences)
+    throw std::invalid_argument("wanted or places have another size than the ids say");
+  for (std::size_t s = 0; s < n_sequences; ++s)
+    if (size(s) > 0 && (places[s] % 64 != 0 || places[s] + size(s) > 64 * n_words))
+      throw std::invalid_argument("a sequence has no place");
+  std::vector<std::uint64_t> bits(n_words);
+  constexpr std::size_t kTask = 16;
+  parallel_for((n_sequences + kTask - 1) / kTask, n_threads, [&](std::size_t task, int) {
+    std::vector<std::uint32_t> ids;
+    for (std::size_t s = task * kTask; s < std::min(n_sequences, (task + 1) * kTask); ++s) {
+      const std::size_t n = size(s);
+      ids.resize(std::max(ids.size(), n));
+      get_all(s, n, ids.data());
+      std::uint64_t* of_list = bits.data() + places[s] / 64;
+      for (std::size_t first = 0; first < n; first += 64) {
+        std::uint64_t word = 0;
+        for (std::size_t i = first; i < std::min(n, first + 64); ++i)
+          word |= (wanted[ids[i] / 64] >> ids[i] % 64 & 1) << (i - first);
+        of_list[first / 64] = word;
+      }
     }
-  std::fill(out + i, out + n, 0u);  // a damaged file
+  });
+  return bits;
 }
 
 void PackedIdsView::check_sizes(Span<const std::uint64_t> firsts) const {

@@ -167,7 +167,7 @@ class PackedIdsView:
     def get_range(self, begin: int, end: int, n_threads: int) -> NDArray[np.uint32]: ...
     def select(
         self,
-        wanted: NDArray[np.uint8],
+        wanted: NDArray[np.uint64],
         places: NDArray[np.uint64],
         n_words: int,
         n_threads: int,

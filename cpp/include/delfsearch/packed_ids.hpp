@@ -45,6 +45,13 @@ struct PackedIdsView {
   bool open_short(std::size_t sequence, std::size_t n, ids::ShortSequence& made) const;
   // All n of them.
   void get_all(std::size_t sequence, std::size_t n, std::uint32_t* out) const;
+  // A bit for each of 64 n_words places, set where a place's number is wanted: sequence s, of
+  // firsts[s] ... firsts[s + 1], has the places from places[s] on, a multiple of 64. wanted: a bit
+  // for each number below universe.
+  std::vector<std::uint64_t> select(Span<const std::uint64_t> firsts,
+                                    Span<const std::uint64_t> wanted,
+                                    Span<const std::uint64_t> places, std::size_t n_words,
+                                    int n_threads) const;
   // Throws std::invalid_argument where a sequence has another number of words than its size says,
   // without which nothing may be read. O(n_sequences).
   void check_sizes(Span<const std::uint64_t> firsts) const;

@@ -26,6 +26,10 @@ DELFSEARCH_INLINE std::size_t nth(std::uint64_t word, std::size_t n) {
   return n < 64 ? static_cast<std::size_t>(_tzcnt_u64(_pdep_u64(std::uint64_t{1} << n, word))) : 64;
 }
 
+DELFSEARCH_INLINE std::size_t first(std::uint64_t word) {
+  return static_cast<std::size_t>(_tzcnt_u64(word));
+}
+
 // One load from the byte where the bits begin, or from as late as eight bytes are left.
 DELFSEARCH_INLINE std::uint64_t low_part(const Sequence& sequence, std::size_t i) {
   const std::size_t at = i * static_cast<std::size_t>(sequence.low_bits);
@@ -66,10 +70,15 @@ void get_some(const Sequence& sequence, const std::uint32_t* at, std::size_t cou
   get_some_of(sequence, at, count, out);
 }
 
+void get_all(const Sequence& sequence, std::size_t n, std::uint32_t* out) {
+  if (sequence.low_bits == 0) return kernels_scalar().get_all(sequence, n, out);
+  get_all_of(sequence, n, out);
+}
+
 }  // namespace
 
 const Kernels& kernels_bmi2() {
-  static const Kernels table{get_some, open_short, get_each_of};
+  static const Kernels table{get_some, get_all, open_short, get_each_of};
   return table;
 }
 

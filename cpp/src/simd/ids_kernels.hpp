@@ -43,6 +43,8 @@ struct Kernels {
   // Numbers at[0] ... at[count - 1], at rising.
   void (*get_some)(const Sequence& sequence, const std::uint32_t* at, std::size_t count,
                    std::uint32_t* out);
+  // All n of them.
+  void (*get_all)(const Sequence& sequence, std::size_t n, std::uint32_t* out);
   // Makes `sequence` of at most kShortWords upper words, below 2^16 numbers, ready for get_each.
   void (*open)(ShortSequence& short_sequence);
   // What the codes at `count` places are numbered; false where one is in none of the lists.

@@ -1,6 +1,6 @@
-// The loops themselves, in terms of how_many (bits of a word), nth (of them), low_part (a number's
-// lower bits), begun (how many of the starts of lists are at most a place) and word_of (the last
-// word with at most i numbers before it).
+// The loops themselves, in terms of how_many (bits of a word), nth and first (of them), low_part (a
+// number's lower bits), begun (how many of the starts of lists are at most a place) and word_of
+// (the last word with at most i numbers before it).
 
 DELFSEARCH_TARGET void get_some_of(const Sequence& sequence, const std::uint32_t* at,
                                    std::size_t count, std::uint32_t* out) {
@@ -25,6 +25,17 @@ DELFSEARCH_TARGET void get_some_of(const Sequence& sequence, const std::uint32_t
     const std::uint64_t value = upper << sequence.low_bits | low_part(sequence, i);
     out[c] = static_cast<std::uint32_t>(value < sequence.greatest ? value : sequence.greatest);
   }
+}
+
+DELFSEARCH_TARGET void get_all_of(const Sequence& sequence, std::size_t n, std::uint32_t* out) {
+  std::size_t i = 0;
+  for (std::size_t word = 0; i < n && word < sequence.n_high_words; ++word)
+    for (std::uint64_t here = sequence.high[word]; here != 0 && i < n; here &= here - 1, ++i) {
+      const std::uint64_t upper = word * 64 + first(here) - i;
+      const std::uint64_t value = upper << sequence.low_bits | low_part(sequence, i);
+      out[i] = static_cast<std::uint32_t>(value < sequence.greatest ? value : sequence.greatest);
+    }
+  for (; i < n; ++i) out[i] = 0;  // a damaged file
 }
 
 DELFSEARCH_TARGET void open_short(ShortSequence& of) {

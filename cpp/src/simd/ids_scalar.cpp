@@ -15,6 +15,8 @@ inline std::size_t nth(std::uint64_t word, std::size_t n) {
   return n < 64 ? static_cast<std::size_t>(nth_bit(word, n)) : 64;
 }
 
+inline std::size_t first(std::uint64_t word) { return static_cast<std::size_t>(lowest_bit(word)); }
+
 inline std::uint64_t low_part(const Sequence& sequence, std::size_t i) {
   if (sequence.low_bits == 0) return 0;
   const std::size_t at = i * static_cast<std::size_t>(sequence.low_bits);
@@ -42,7 +44,7 @@ inline std::size_t word_of(const std::uint16_t* before, std::size_t i) {
 }  // namespace
 
 const Kernels& kernels_scalar() {
-  static const Kernels table{get_some_of, open_short, get_each_of};
+  static const Kernels table{get_some_of, get_all_of, open_short, get_each_of};
   return table;
 }
 

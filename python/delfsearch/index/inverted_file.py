@@ -393,8 +393,9 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
             number = np.arange(first_leaf[-1]) - np.repeat(first_leaf[:-1], n_leaves)
             places = np.repeat(places, n_leaves) + (number * size).astype(np.uint64)
         # Of no ids the range is one.
-        given = np.zeros(max(1, self.n_ids_), np.uint8)
-        given[: len(wanted)] = wanted
+        packed = np.packbits(wanted, bitorder="little")
+        given = np.zeros((max(1, self.n_ids_) + 63) // 64, "<u8")
+        given.view(np.uint8)[: len(packed)] = packed
         threads = check_n_jobs(self.n_jobs)
         return self._ids.select(given, places, int(first_block[-1]), threads)
 

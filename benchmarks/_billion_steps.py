@@ -281,13 +281,17 @@ class Run:
         whole = len(settings)
         settings += [{**one, "max_leaves": n} for n in a.max_leaves for one in settings[:whole]]
         photos_of = self.photos_of(file, stream)
+        allowed, prepare_s = self._allowed(file, stream, size)
+        settings += [{**one, "share": share} for share in a.share for one in settings[:whole]]
         latency: list[dict[str, list[float]]] = [{"cpu": [], "wall": []} for _ in settings]
         answers: list[list[Found]] = [[] for _ in settings]
         for warm in (False, True):
             for X in queries.X:
                 for i, setting in enumerate(settings):
+                    asked = {key: value for key, value in setting.items() if key != "share"}
+                    bits = allowed.get(setting.get("share"))
                     clocks = time.process_time(), time.perf_counter()
-                    squared, ids = file.query(X, **setting)
+                    squared, ids = file.query(X, allowed=bits, **asked)
                     took = time.process_time() - clocks[0], time.perf_counter() - clocks[1]
                     if warm:
                         latency[i]["cpu"].append(took[0])
@@ -313,6 +317,7 @@ class Run:
             "load_s": load_s,
             "of_it_model_s": model_s,
             "first_query_s": first_query_s,
+            "filter_s": prepare_s,
             "settings": rows,
             "bytes_in_memory": in_memory,
             "bytes_on_disk_alone": {k: v for k, v in usage.items() if k not in in_memory},
@@ -326,6 +331,23 @@ class Run:
             "agreement": self._agreement(file, queries, photos_of),
         }
         self.save("search", size, result)
+
+    def _allowed(
+        self, file: InvertedFile, stream: Stream, size: int
+    ) -> tuple[dict[float | None, Any], dict[float, float]]:
+        """Filters that let pass a share of the photos, drawn at random, and seconds of making."""
+        n_photos = stream.n_photos(stream.n_blocks(size))
+        allowed: dict[float | None, Any] = {None: None}
+        seconds = {}
+        for share in self.arguments.share:
+            photos = np.random.default_rng(self.arguments.seed).random(n_photos) < share
+            grouped = self.arguments.postings == "photos"
+            mask = photos if grouped else photos[stream.photo_of(np.arange(len(file)))]
+            start = time.perf_counter()
+            allowed[share] = file.prepare(mask)
+            seconds[share] = time.perf_counter() - start
+            print(f"{name_of(size)} filter of {share}: made in {seconds[share]:.2f} s", flush=True)
+        return allowed, seconds
 
     def photos_of(self, file: InvertedFile, stream: Stream) -> Any:
         if self.arguments.postings == "photos":

@@ -63,6 +63,8 @@ def collect(sizes: Sequence[tuple[int, Path]]) -> list[dict[str, Any]]:
 
 def _setting_name(setting: dict[str, Any]) -> str:
     names = [f"k {setting['k']}", f"{setting['n_probe']} lists"]
+    if "share" in setting:
+        names.append(f"filter of {setting['share']}")
     if "max_leaves" in setting:
         names.append(f"{setting['max_leaves']} leaves")
     return ", ".join(names)

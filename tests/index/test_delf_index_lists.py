@@ -27,6 +27,11 @@ def test_auto_settles_on_a_method_and_keeps_it(photos, tmp_path, monkeypatch, ca
     assert many.method_ == "ivf" and 'method="ivf"' in caplog.text
     few.add(photos)
     assert few.method_ == "kdtree"
+    assert "in trees" not in caplog.text  # it was too large before
+    n_features = sum(len(photo) for photo in photos)
+    monkeypatch.setattr(settings_module, "AUTO_LISTS_FROM", 3 * n_features)
+    few.add(photos)
+    assert f"{3 * n_features} descriptors in trees" in caplog.text
     many.save(tmp_path / "index")
     monkeypatch.undo()
     loaded = DelfIndex.load(tmp_path / "index")

@@ -40,7 +40,8 @@ class DelfIndex(IndexSettings):
 
     method : "kdtree", 8-bit codes under a KD-tree; "ivf", posting lists of product codes, in a
         fraction of the memory; "auto": fit takes the second from 20 million descriptors on, where
-        the code's parts divide the dimension. What was chosen stays, however the index grows.
+        the code's parts divide the dimension. What was chosen stays, however the index grows; add
+        warns where it outgrows trees.
     k, max_leaves, max_candidates : defaults of `query`. max_leaves None means 128 of the tree,
         10,000 of each list.
     max_squared_distance : neighbours beyond it are no putative matches, >= 0; None keeps all k. In
@@ -198,7 +199,9 @@ class DelfIndex(IndexSettings):
         records = tables.make_records(image_ids, photos, metadata)
         if photos:
             self._check_dimension(photos)
+            before = self._segments.n_live_rows
             self._segments.append(pack(image_ids, photos, self.dimension_), records)
+            self._warn_of_growth(before, self._segments.n_live_rows)
             self._segments.merge_small(self.merge_factor)
         return image_ids
 

@@ -76,6 +76,11 @@ class SegmentSet:
             raise IndexFormatError(f"{self.store.path} is damaged: segments differ in dimension")
         self.view = View.of(segments)
 
+    @property
+    def n_live_rows(self) -> int:
+        """Features that were not removed."""
+        return sum(segment.n_live_rows for segment in self.view.segments)
+
     def _shared_of_segments(self) -> Shared | None:
         searchers = [s.searcher for s in self.view.segments if s.searcher is not None]
         return self.engine.shared_of(searchers[0]) if searchers else None

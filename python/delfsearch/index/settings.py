@@ -105,6 +105,16 @@ class IndexSettings(IndexContents, BaseEstimator):  # type: ignore[misc]
             logger.info("%d descriptors: %s, leaf_size=%d", n_descriptors, chosen, engine.leaf_size)
         return engine
 
+    def _warn_of_growth(self, before: int, now: int) -> None:
+        """Say, once, that an index which chose trees has grown to where fit would not."""
+        if self.method == "auto" and self._method() == "kdtree" and before < AUTO_LISTS_FROM <= now:
+            logger.warning(
+                "%d descriptors in trees, which fit(method=\"auto\") would put into posting lists: "
+                "they take a fraction of the memory. An index keeps its method; fit or build a new "
+                "one to have them",
+                now,
+            )
+
     def _settle(self, store: IndexStore) -> None:
         """Take method and postings from a store."""
         # Before there were posting lists nothing was written.

@@ -109,7 +109,7 @@ class IndexSettings(IndexContents, BaseEstimator):  # type: ignore[misc]
         """Say, once, that an index which chose trees has grown to where fit would not."""
         if self.method == "auto" and self._method() == "kdtree" and before < AUTO_LISTS_FROM <= now:
             logger.warning(
-                "%d descriptors in trees, which fit(method=\"auto\") would put into posting lists: "
+                '%d descriptors in trees, which fit(method="auto") would put into posting lists: '
                 "they take a fraction of the memory. An index keeps its method; fit or build a new "
                 "one to have them",
                 now,

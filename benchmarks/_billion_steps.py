@@ -280,6 +280,7 @@ class Run:
         settings = [{"k": k, "n_probe": p} for p in a.n_probe for k in a.k]
         whole = len(settings)
         settings += [{**one, "max_leaves": n} for n in a.max_leaves for one in settings[:whole]]
+        settings += [{**one, "eps": eps} for eps in a.eps for one in settings[:whole]]
         photos_of = self.photos_of(file, stream)
         allowed, prepare_s = self._allowed(file, stream, size)
         settings += [{**one, "share": share} for share in a.share for one in settings[:whole]]
@@ -301,7 +302,7 @@ class Run:
         rows = []
         for setting, times, found in zip(settings, latency, answers):
             rows.append({**setting, **latency_of(times), **planted_results(queries, found)})
-            if "max_leaves" in setting:
+            if "max_leaves" in setting or "eps" in setting:
                 rows[-1]["kept"] = kept(found, answers[(len(rows) - 1) % whole])
             print(f"{name_of(size)} {json.dumps(rows[-1])}", flush=True)
         arrays = file.arrays()

@@ -65,6 +65,8 @@ def _setting_name(setting: dict[str, Any]) -> str:
     names = [f"k {setting['k']}", f"{setting['n_probe']} lists"]
     if "share" in setting:
         names.append(f"filter of {setting['share']}")
+    if "eps" in setting:
+        names.append(f"eps {setting['eps']}")
     if "max_leaves" in setting:
         names.append(f"{setting['max_leaves']} leaves")
     return ", ".join(names)

@@ -49,6 +49,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--n-probe", type=int, nargs="+", default=[5])
     parser.add_argument("--k", type=int, nargs="+", default=[10, 64])
     parser.add_argument("--max-leaves", type=int, nargs="*", default=[], help="settings besides")
+    parser.add_argument("--eps", type=float, nargs="*", default=[], help="settings besides")
     parser.add_argument(
         "--share", type=float, nargs="*", default=[], help="of the photos that filters let pass"
     )

@@ -7,7 +7,7 @@ a photo, medians of interleaved rounds; each instruction set in a process of its
 
     python benchmarks/lists.py --descriptors FILE --n-database 397279 --json out.json
     python benchmarks/lists.py --descriptors FILE --n-database 1250000 --n-lists 10 --probes 5 \\
-        --alone --max-leaves 24 --peers OPQ12_36,IVF{n},PQ12x4fsr
+        --alone --eps 0.2 --max-leaves 24 --peers OPQ12_36,IVF{n},PQ12x4fsr
 
 The second is about long lists: 125,000 codes each, the length at a billion over 8,000 lists.
 --alone: also one query a call, where nothing is shared. Rates count all codes of the lists that a
@@ -46,10 +46,10 @@ OURS = "delfsearch 10x5"
 
 
 class Ours:
-    """InvertedFile, with the codes that are compared again and the leaves visited of a list."""
+    """InvertedFile, with the codes that are compared again and the leaves left out of lists."""
 
-    def __init__(self, file: InvertedFile, rerank: int = 0, max_leaves: int | None = None) -> None:
-        self.file, self.options = file, {"rerank": rerank, "max_leaves": max_leaves}
+    def __init__(self, file: InvertedFile, **options: Any) -> None:
+        self.file, self.options = file, options
 
     def search(self, queries: np.ndarray, n_probe: int) -> np.ndarray:
         return self.file.query(queries, k=K, n_probe=n_probe, **self.options)[1]
@@ -135,6 +135,8 @@ def load(arguments: argparse.Namespace, folder: Path) -> dict[str, Ours | Faiss]
         found[f"{OURS} rerank={rerank}"] = Ours(file, rerank=rerank)
     for leaves in arguments.max_leaves:
         found[f"{OURS} max_leaves={leaves}"] = Ours(file, max_leaves=leaves)
+    for eps in arguments.eps:
+        found[f"{OURS} eps={eps}"] = Ours(file, eps=eps)
     for name in sorted(folder.glob("*.faiss")):
         import faiss
 
@@ -204,6 +206,7 @@ def with_simd(arguments: argparse.Namespace, folder: Path, simd: str) -> Any:
     command += ["--rounds", str(arguments.rounds), "--probes", *map(str, arguments.probes)]
     command += ["--rerank", *map(str, arguments.rerank), *(["--alone"] if arguments.alone else [])]
     command += ["--max-leaves", *map(str, arguments.max_leaves)]
+    command += ["--eps", *map(str, arguments.eps)]
     done = subprocess.run(
         command,
         env={**os.environ, "DELFSEARCH_SIMD": simd, "FAISS_OPT_LEVEL": FAISS_LEVELS[simd]},
@@ -270,6 +273,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--probes", type=int, nargs="+", default=[5, 64])
     parser.add_argument("--rerank", type=int, nargs="*", default=[])
     parser.add_argument("--max-leaves", type=int, nargs="*", default=[], help="as well")
+    parser.add_argument("--eps", type=float, nargs="*", default=[], help="as well")
     parser.add_argument("--alone", action="store_true", help="one query a call as well")
     parser.add_argument("--simd", nargs="+", default=["avx512", "avx2"], choices=FAISS_LEVELS)
     parser.add_argument(

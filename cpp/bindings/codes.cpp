@@ -281,11 +281,12 @@ void bind_codes(py::module_& m) {
       .def(
           "search",
           [](const InvertedFileView& file, const Array<float>& queries,
-             const Array<std::uint32_t>& probes, std::size_t k, std::size_t max_leaves,
+             const Array<std::uint32_t>& probes, std::size_t k, std::size_t max_leaves, double eps,
              const Array<std::uint64_t>& allowed, int n_threads) {
             ScanOptions options;
             options.k = k;
             options.max_leaves = max_leaves;
+            options.eps = eps;
             options.allowed = view(allowed);
             options.n_threads = n_threads;
             CodeNeighbours found;
@@ -298,7 +299,8 @@ void bind_codes(py::module_& m) {
                 to_numpy(std::move(found.places), {queries.shape(0), count(k)}));
           },
           py::arg("queries").noconvert(), py::arg("probes").noconvert(), py::arg("k"),
-          py::arg("max_leaves"), py::arg("allowed").noconvert(), py::arg("n_threads"));
+          py::arg("max_leaves"), py::arg("eps"), py::arg("allowed").noconvert(),
+          py::arg("n_threads"));
 }
 
 }  // namespace delfsearch::bindings

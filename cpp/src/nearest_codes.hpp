@@ -86,6 +86,15 @@ class NearestCodes {
   // What is farther need not be given.
   float limit() const { return limit_; }
 
+  // The k-th smallest distance of all that was given: infinite where there are fewer.
+  float kth(std::vector<float>& scratch) const {
+    if (size_ < k_) return std::numeric_limits<float>::infinity();
+    scratch.assign(values_, values_ + size_);
+    const auto last = scratch.begin() + static_cast<std::ptrdiff_t>(k_ - 1);
+    std::nth_element(scratch.begin(), last, scratch.end());
+    return *last;
+  }
+
   // n distances within the limit, and their places; the arrays are overwritten, and have room for
   // scan::kRoom more.
   void take(const scan::Kernels& kernels, float* values, std::uint32_t* places, std::size_t n) {

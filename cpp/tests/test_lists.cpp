@@ -7,6 +7,7 @@
 #include <random>
 #include <set>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "check.hpp"
@@ -206,6 +207,92 @@ void few_leaves_are_the_nearest() {
   CHECK(before == 1.0);
 }
 
+// What a query finds with eps, leaf by leaf: the nearest list first, the others as they lie.
+std::vector<std::pair<float, std::int64_t>> found_with_eps(const Built& built, const float* query,
+                                                           std::vector<std::uint32_t> probes,
+                                                           std::size_t k, double eps,
+                                                           std::size_t& n_left_out) {
+  const InvertedFileView file = built.view();
+  const LopqView& q = file.quantizer;
+  std::sort(probes.begin() + 1, probes.end());
+  std::vector<float> table(q.table_size()), scratch(table_scratch(q, 1)), least(q.code.n_parts);
+  ListAxes axes(q);
+  std::vector<std::pair<float, std::int64_t>> found;
+  for (const std::uint32_t list : probes) {
+    axes.open(list);
+    distance_tables(q, axes, &query, 1, scratch.data(), table.data(), least.data());
+    std::sort(found.begin(), found.end());
+    const float kth =
+        found.size() < k ? std::numeric_limits<float>::infinity() : found[k - 1].first;
+    const auto reach = static_cast<float>(static_cast<double>(kth) / ((1.0 + eps) * (1.0 + eps)));
+    const auto entry = [&](std::size_t place, std::size_t part) {
+      const std::size_t row = built.order[place];
+      return table[part * q.code.n_centroids() + built.numbers[row * q.code.n_parts + part]];
+    };
+    const bool whole = file.leaf_blocks == 0 ||
+                       file.first_block[list + 1] - file.first_block[list] <= file.leaf_blocks;
+    const std::size_t begin = file.first_block[list] * kCodeBlock, end = begin + file.sizes[list];
+    const std::size_t step = whole ? file.sizes[list] : file.leaf_blocks * kCodeBlock;
+    for (std::size_t first = begin; first < end; first += step) {
+      const std::size_t last = std::min(end, first + step);
+      float bound = 0.0f;
+      for (std::size_t part = 0; part < q.code.n_parts; ++part) {
+        float nearest = std::numeric_limits<float>::infinity();
+        for (std::size_t place = first; place < last; ++place)
+          nearest = std::min(nearest, entry(place, part));
+        bound += nearest;
+      }
+      n_left_out += !whole && bound > reach;
+      if (!whole && bound > reach) continue;
+      for (std::size_t place = first; place < last; ++place) {
+        float distance = 0.0f;
+        for (std::size_t part = 0; part < q.code.n_parts; ++part) distance += entry(place, part);
+        found.push_back({distance, static_cast<std::int64_t>(place)});
+      }
+    }
+  }
+  std::sort(found.begin(), found.end());
+  found.resize(std::min(found.size(), k));
+  return found;
+}
+
+void eps_leaves_out_what_each_query_settles_alone() {
+  const std::size_t d = 8, n = 9000, m = 60, n_probe = 4;
+  const auto X = gaussian(n * d, 21), queries = gaussian(m * d, 22);
+  const Built built = build(X, d, 6, {4, 5}, LopqOptions::Rotation::kLocal, 1, true);
+  const auto probes = CoarseSearch(built.arrays.coarse, d).nearest(queries, n_probe, 1);
+  ScanOptions options;
+  for (const std::size_t k : {1, 10, 300}) {
+    options.k = k;
+    options.eps = 0.0;
+    options.n_threads = 1;
+    const auto exact = scan_lists(built.view(), queries, probes, options);
+    std::size_t before = 0;
+    for (const double eps : {0.1, 0.5, 2.0, 1e9}) {
+      options.eps = eps;
+      options.n_threads = 1;
+      const auto some = scan_lists(built.view(), queries, probes, options);
+      options.n_threads = 3;
+      const auto threaded = scan_lists(built.view(), queries, probes, options);
+      CHECK(some.places == threaded.places);
+      std::size_t n_left_out = 0;
+      for (std::size_t q = 0; q < m; ++q) {
+        const auto own = probes.begin() + static_cast<std::ptrdiff_t>(q * n_probe);
+        const auto expected =
+            found_with_eps(built, queries.data() + q * d, {own, own + n_probe}, k, eps, n_left_out);
+        for (std::size_t j = 0; j < expected.size(); ++j)
+          CHECK(some.squared_distances[q * k + j] == expected[j].first &&
+                some.places[q * k + j] == expected[j].second);
+        const double kth = std::sqrt(static_cast<double>(exact.squared_distances[q * k + k - 1]));
+        const double found = std::sqrt(static_cast<double>(some.squared_distances[q * k + k - 1]));
+        CHECK(found <= kth * (1.0 + eps) * (1.0 + 1e-6));
+      }
+      CHECK(n_left_out > 0 && n_left_out >= before);
+      before = n_left_out;
+    }
+  }
+}
+
 // A leaf without anything allowed takes no place among max_leaves.
 void only_leaves_with_something_allowed_count() {
   const std::size_t d = 8, n = 6000;
@@ -246,5 +333,6 @@ int main() {
   what_is_not_allowed_is_not_found();
   few_leaves_are_the_nearest();
   only_leaves_with_something_allowed_count();
+  eps_leaves_out_what_each_query_settles_alone();
   return delfsearch_test::report("test_lists");
 }

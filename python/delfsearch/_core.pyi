@@ -277,6 +277,7 @@ class InvertedFileView:
         probes: NDArray[np.uint32],
         k: int,
         max_leaves: int,
+        eps: float,
         allowed: NDArray[np.uint64],
         n_threads: int,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...

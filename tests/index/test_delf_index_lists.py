@@ -55,6 +55,23 @@ def test_auto_takes_photos_for_postings_where_there_are_many(photos, monkeypatch
     assert DelfIndex(**LISTS, rerank=9).fit(photos).postings_ == "features"
 
 
+def test_eps_is_a_fifth_where_lists_name_photos_unless_told(photos, tmp_path):
+    def eps_of(index):
+        return [segment.searcher.eps for segment in index._segments.view.segments]
+
+    assert eps_of(DelfIndex(**LISTS).fit(photos)) == [0.0]
+    index = DelfIndex(**LISTS, postings="photos").fit(photos)
+    assert eps_of(index) == [0.2]
+    assert eps_of(DelfIndex.load(index.save(tmp_path / "index").path)) == [0.2]
+    index.set_params(eps=0.0)
+    index.query(photos[0])
+    assert eps_of(index) == [0.0]
+    with pytest.raises(ValueError, match="eps must be at least 0"):
+        DelfIndex(**LISTS, eps=-1.0).fit(photos)
+    with pytest.raises(TypeError, match="eps must be a number"):
+        index.set_params(eps="much").query(photos[0])
+
+
 def test_lists_that_were_emptied_learn_anew(photos, tmp_path):
     index = DelfIndex(**LISTS).fit(photos)
     index.remove(index.ids)

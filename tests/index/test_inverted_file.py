@@ -75,6 +75,19 @@ def test_leaves_cost_recall_and_never_correctness(file):
     np.testing.assert_array_equal(unleaved.query(queries, k=10, n_probe=4)[0], whole)
 
 
+@pytest.mark.parametrize("eps", [0.2, 3.0])
+def test_eps_bounds_the_error_and_minds_no_other_query(file, eps):
+    queries = clusters(80, seed=5)
+    whole, _ = file.query(queries, k=10, n_probe=6)
+    some, ids = file.query(queries, k=10, n_probe=6, eps=eps)
+    assert (some >= whole).all() and (np.sqrt(some) <= np.sqrt(whole) * (1 + eps) * 1.000001).all()
+    assert eps < 3 or (some > whole).any()
+    for i in range(0, 80, 7):
+        alone, alone_ids = file.query(queries[i : i + 1], k=10, n_probe=6, eps=eps)
+        np.testing.assert_array_equal(alone[0], some[i])
+        np.testing.assert_array_equal(alone_ids[0], ids[i])
+
+
 def test_reranking_orders_by_the_exact_descriptors(file, rows):
     queries = clusters(30, seed=4)
     squared, ids = file.query(queries, k=5, n_probe=file.n_lists_, rerank=3000)
@@ -183,6 +196,7 @@ def test_every_row_is_found_once(n, seed, leaf_size):
         ({"n_lists": 0}, "n_lists"),
         ({"n_probe": 0}, "n_probe"),
         ({"rerank": -1}, "rerank"),
+        ({"eps": -0.1}, "eps must be at least 0"),
     ],
 )
 def test_parameters_that_make_no_sense(rows, options, match):

@@ -9,7 +9,9 @@
 // parts (lopq.hpp). The scan first compares sums of 8-bit entries that are rounded down, so that
 // what they exclude is farther than the k-th neighbour so far; blocks that may hold something are
 // computed in float32. The result is that of computing everything: the k smallest by (distance,
-// place), whatever the instruction set, the number of threads and the other queries.
+// place), whatever the instruction set, the number of threads and the other queries. That holds for
+// max_leaves and eps as well: which leaves a query visits is settled by the query alone, its lists
+// scanned in one order, and exactly, before each.
 //
 // Cost of a query and a list: a table (d^2 + d 2^bits products), then 64 codes for about n_parts
 // shuffles and additions; up to 4 queries share the unpacking of a block.
@@ -69,6 +71,10 @@ struct CodeNeighbours {
 struct ScanOptions {
   std::size_t k = 64;
   std::size_t max_leaves = 0;  // visited of a list for a query; 0: all
+  // Leaves are left out as well where no code in them can be nearer than the k-th of the query's
+  // earlier lists, its distance (not squared) divided by 1 + eps. So the k-th found is at most 1 +
+  // eps times as far as the k-th of all leaves. 0: only what changes nothing is left out.
+  double eps = 0.0;
   // One bit a place; others are never returned, and leaves without any are not visited. Empty: all.
   Span<const std::uint64_t> allowed;
   int n_threads = 1;

@@ -57,6 +57,8 @@ class DelfIndex(IndexSettings):
         "auto": fit takes photos from 200 million descriptors on, where rerank is 0.
     n_lists, n_probe, code, rerank, random_state : of the lists, see InvertedFile. rerank counts in
         each segment, and what exclude_ids leaves out counts as well.
+    eps : leaves of the lists that are left out, see InvertedFile; None means 0.2 of lists that name
+        photos, for which there are many, 0 of those that name features.
     vote : how photos are shortlisted. "count": a photo's votes are the query features that have a
         neighbour in it; "distance": each counts 1 - d / d_k, with d the squared distance of its
         nearest neighbour in the photo and d_k that of its farthest neighbour of all.
@@ -88,6 +90,7 @@ class DelfIndex(IndexSettings):
         n_lists: int = 8000,
         n_probe: int = 5,
         code: str = "10x5",
+        eps: float | None = None,
         rerank: int = 0,
         postings: str = "auto",
         random_state: Any = 0,
@@ -105,6 +108,7 @@ class DelfIndex(IndexSettings):
         self.n_lists = n_lists
         self.n_probe = n_probe
         self.code = code
+        self.eps = eps
         self.rerank = rerank
         self.postings = postings
         self.random_state = random_state

@@ -35,6 +35,7 @@ EXACT = "exact"
 # Where DelfIndex is told nothing.
 MAX_LEAVES = {"kdtree": 128, "ivf": 10000}
 LEAF_SIZE = {"kdtree": 64, "features": 2048, "photos": 4096}
+EPS = {"features": 0.0, "photos": 0.2}
 # Rows that the 8 bits of a tree are learned from at least, where there are as many.
 _TREE_ROWS = 2**18
 # Of each cell, so that most have codebooks of their own; and at most.
@@ -240,6 +241,7 @@ class ListEngine:
     n_probe: int
     code: str
     leaf_size: int
+    eps: float
     rerank: int
     clip_quantile: float
     random_state: Any
@@ -249,7 +251,7 @@ class ListEngine:
     part_rows = 1 << 22
 
     def _params(self) -> dict[str, Any]:
-        names = ("n_lists", "n_probe", "code", "leaf_size", "rerank", "clip_quantile")
+        names = ("n_lists", "n_probe", "code", "leaf_size", "eps", "rerank", "clip_quantile")
         named = {name: getattr(self, name) for name in (*names, "random_state", "n_jobs")}
         params: dict[str, Any] = InvertedFile(**named).get_params()
         return params
@@ -301,7 +303,7 @@ class ListEngine:
     def configure(self, searcher: InvertedFile) -> None:
         """Set its threads and the effort of its searches."""
         searcher.n_jobs = self.n_jobs
-        searcher.n_probe, searcher.rerank = self.n_probe, self.rerank
+        searcher.n_probe, searcher.eps, searcher.rerank = self.n_probe, self.eps, self.rerank
 
     def shared_of(self, searcher: InvertedFile) -> CodeModel:
         """Return what a searcher's codes mean."""

@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from delfsearch import _core
-from delfsearch._validation import check_integer, check_n_jobs, check_seed
+from delfsearch._validation import check_integer, check_n_jobs, check_real, check_seed
 from delfsearch.errors import IndexFormatError
 from delfsearch.index.code_model import CodeModel, check_split, parse_code
 from delfsearch.index.list_merge import BLOCK, ListWriter, id_firsts
@@ -53,6 +53,11 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         a query, the nearest. code : parts x bits of the codes; the parts divide the dimension.
     leaf_size : codes of a leaf of a list, a multiple of 64, or 0 for lists without leaves.
     max_leaves : leaves of a list that a query visits, best bin first.
+    eps : >= 0, leaves of a list are also left out where none of their codes can be nearer than 1 /
+        (1 + eps) of the distance (not squared) of the k-th nearest in the query's lists before it:
+        so the k-th found is at most 1 + eps times as far as that of all leaves. 0 leaves out only
+        what changes no result; .2 half of what is read, and some ten-thousandths of the
+        neighbours (docs/inverted_file.md).
     rerank : so many of the best codes are compared once more, by 8 bits a dimension; 0 none.
     min_rotation_rows, min_codebook_rows : rows that a rotation and a codebook are learned from at
         least; cells with fewer than the second share both with their neighbours.
@@ -79,6 +84,7 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         code: str = "10x5",
         leaf_size: int = 2048,
         max_leaves: int = 10000,
+        eps: float = 0.0,
         rerank: int = 0,
         min_rotation_rows: int = 128,
         min_codebook_rows: int = 288,
@@ -91,6 +97,7 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         self.code = code
         self.leaf_size = leaf_size
         self.max_leaves = max_leaves
+        self.eps = eps
         self.rerank = rerank
         self.min_rotation_rows = min_rotation_rows
         self.min_codebook_rows = min_codebook_rows
@@ -155,6 +162,7 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         for name in ("n_lists", "n_probe", "max_leaves", "min_rotation_rows", "min_codebook_rows"):
             check_integer(getattr(self, name), name, minimum=1, maximum=2**31 - 1)
         check_integer(self.rerank, "rerank", minimum=0, maximum=MAX_ROWS)
+        check_real(self.eps, "eps", minimum=0)
         self.check_leaf_size(self.leaf_size)
         return parse_code(self.code)
 
@@ -238,6 +246,7 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         k: int = 64,
         max_leaves: int | None = None,
         n_probe: int | None = None,
+        eps: float | None = None,
         rerank: int | None = None,
         allowed: NDArray[np.uint64] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -245,7 +254,7 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
 
         X : (m, d) float32 of the fitted dimension d, values within +-1e16.
         k : neighbours, 1 to 2^31 - 64. max_leaves : leaves visited of each list. n_probe : lists.
-        rerank : codes, at least k if not 0, that are compared by 8 bits a dimension. None means the
+        eps : of leaves left out. rerank : codes, at least k if not 0, that are compared by 8 bits a dimension. None means the
             constructor's. allowed : what `prepare` returned: only its rows are found; None all.
         Returns squared_distances (m, k) float32, rising, +inf where missing: to what the codes
             stand for, or, with rerank, to the 8-bit descriptors; ids (m, k) int64, row numbers of
@@ -261,6 +270,7 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         leaves = check_integer(leaves, "max_leaves", minimum=1)
         probes = self.n_probe if n_probe is None else n_probe
         probes = min(check_integer(probes, "n_probe", minimum=1), self.n_lists_)
+        eps = check_real(self.eps if eps is None else eps, "eps", minimum=0)
         again = self.rerank if rerank is None else rerank
         again = check_integer(again, "rerank", minimum=0, maximum=MAX_ROWS)
         if again and (self._grouped or not self.has_exact):
@@ -274,7 +284,7 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         lists = self.model_.choose_lists(queries, probes, threads)
         wanted = min(max(k, again), self._n_rows)
         bits = self._all_allowed() if allowed is None else allowed
-        squared, places = self._lists.search(queries, lists, wanted, leaves, bits, threads)
+        squared, places = self._lists.search(queries, lists, wanted, leaves, eps, bits, threads)
         ids = _core.rows_of_places(
             self._lists,
             self._arrays["id_words"],

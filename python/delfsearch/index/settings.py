@@ -14,6 +14,7 @@ from delfsearch.index.contents import IndexContents
 from delfsearch.index.engines import (
     AUTO_LISTS_FROM,
     AUTO_PHOTOS_FROM,
+    EPS,
     LEAF_SIZE,
     METHODS,
     POSTINGS,
@@ -46,6 +47,7 @@ class IndexSettings(IndexContents, BaseEstimator):  # type: ignore[misc]
     n_lists: int
     n_probe: int
     code: str
+    eps: float | None
     rerank: int
     postings: str
     random_state: Any
@@ -154,6 +156,7 @@ class IndexSettings(IndexContents, BaseEstimator):  # type: ignore[misc]
             self.n_probe,
             self.code,
             leaf_size,
+            EPS[postings] if self.eps is None else self.eps,
             self.rerank,
             self.clip_quantile,
             self.random_state,

@@ -53,11 +53,9 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         a query, the nearest. code : parts x bits of the codes; the parts divide the dimension.
     leaf_size : codes of a leaf of a list, a multiple of 64, or 0 for lists without leaves.
     max_leaves : leaves of a list that a query visits, best bin first.
-    eps : >= 0, leaves of a list are also left out where none of their codes can be nearer than 1 /
-        (1 + eps) of the distance (not squared) of the k-th nearest in the query's lists before it:
-        so the k-th found is at most 1 + eps times as far as that of all leaves. 0 leaves out only
-        what changes no result; .2 half of what is read, and some ten-thousandths of the
-        neighbours (docs/inverted_file.md).
+    eps : >= 0, leaves are also left out where no code can be nearer than 1 / (1 + eps) of the
+        distance (not squared) of the k-th in the query's lists before: the k-th found is at most
+        1 + eps times as far as that of all leaves. 0 leaves out what changes no result.
     rerank : so many of the best codes are compared once more, by 8 bits a dimension; 0 none.
     min_rotation_rows, min_codebook_rows : rows that a rotation and a codebook are learned from at
         least; cells with fewer than the second share both with their neighbours.
@@ -254,8 +252,8 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
 
         X : (m, d) float32 of the fitted dimension d, values within +-1e16.
         k : neighbours, 1 to 2^31 - 64. max_leaves : leaves visited of each list. n_probe : lists.
-        eps : of leaves left out. rerank : codes, at least k if not 0, that are compared by 8 bits a dimension. None means the
-            constructor's. allowed : what `prepare` returned: only its rows are found; None all.
+        eps : of leaves left out. rerank : codes, at least k if not 0, that are compared by 8 bits
+            a dimension. None means the constructor's. allowed : what `prepare` returned: only its rows are found; None all.
         Returns squared_distances (m, k) float32, rising, +inf where missing: to what the codes
             stand for, or, with rerank, to the 8-bit descriptors; ids (m, k) int64, row numbers of
             fit (or those of groups, see from_codes), -1 where missing. Equal distances are ordered

@@ -253,11 +253,11 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
         X : (m, d) float32 of the fitted dimension d, values within +-1e16.
         k : neighbours, 1 to 2^31 - 64. max_leaves : leaves visited of each list. n_probe : lists.
         eps : of leaves left out. rerank : codes, at least k if not 0, that are compared by 8 bits
-            a dimension. None means the constructor's. allowed : what `prepare` returned: only its rows are found; None all.
+            a dimension. None means the constructor's. allowed : what `prepare` returned: only its
+            rows are found; None all.
         Returns squared_distances (m, k) float32, rising, +inf where missing: to what the codes
             stand for, or, with rerank, to the 8-bit descriptors; ids (m, k) int64, row numbers of
-            fit (or those of groups, see from_codes), -1 where missing. Equal distances are ordered
-            by id.
+            fit (or of groups, see from_codes), -1 where missing. Equal distances go by id.
         Raises NotFittedError; ValueError where d differs from fit or a value is not finite.
         """
         if not self.__sklearn_is_fitted__():

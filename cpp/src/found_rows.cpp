@@ -180,7 +180,8 @@ std::vector<std::int64_t> rows_of_places(const InvertedFileView& file, const Lis
     for (std::size_t q = task * kTask; q < std::min(m, (task + 1) * kTask); ++q) {
       const std::int64_t* own = places.data() + q * k;
       std::size_t n = 0;
-      while (n < k && own[n] >= 0) ++n;
+      for (; n < k && own[n] >= 0; ++n)
+        if (own[n] >> 32 != 0) throw std::invalid_argument("a place is not in the lists probed");
       if (q + 1 < m) reader.ask_for(probes.data() + (q + 1) * n_probe, n_probe);
       reader.probe(probes.data() + q * n_probe, n_probe);
       reader.read(own, n, rows.data() + q * k);

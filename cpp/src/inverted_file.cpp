@@ -1,6 +1,7 @@
 #include "delfsearch/inverted_file.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <memory>
 #include <numeric>
@@ -60,6 +61,8 @@ CodeNeighbours scan_lists(const InvertedFileView& file, Span<const float> querie
   if (d == 0 || queries.size() % d != 0) throw std::invalid_argument("queries must be (m, d)");
   const std::size_t m = queries.size() / d, k = options.k;
   if (k < 1) throw std::invalid_argument("k must be at least 1");
+  if (!(options.eps >= 0.0) || std::isinf(options.eps))
+    throw std::invalid_argument("eps must be finite and at least 0");
   CodeNeighbours found{std::vector<float>(m * k, std::numeric_limits<float>::infinity()),
                        std::vector<std::int64_t>(m * k, -1)};
   if (m == 0) return found;
@@ -92,7 +95,8 @@ CodeNeighbours scan_lists(const InvertedFileView& file, Span<const float> querie
       nearest[i].reset(k, values.get() + i * room, places.get() + i * room);
     ListScan scan(file, options);
     std::vector<std::uint64_t> pairs;
-    // First everyone's nearest list, then some more, for limits that keep the rest short.
+    // First everyone's nearest list, then some more, for limits that keep the rest short. What eps
+    // leaves out depends on this order of a query's lists.
     for (std::size_t first = 0, last = 1; first < n_probe;
          first = last, last = std::min(n_probe, 8 * last)) {
       pairs.clear();

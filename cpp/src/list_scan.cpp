@@ -177,9 +177,9 @@ void ListScan::leaves(std::size_t list, std::size_t begin, std::size_t end, Visi
       std::nth_element(sorted_.begin(), last, sorted_.end());
       limits[v] = *last;
     }
-    if (options_.eps > 0.0) {
-      const double reach =
-          visits[v]->nearest->kth(sorted_) / ((1.0 + options_.eps) * (1.0 + options_.eps));
+    const float kth = options_.eps > 0.0 ? visits[v]->nearest->kth(sorted_) : kInfinity;
+    if (kth < kInfinity) {
+      const double reach = static_cast<double>(kth) / (1.0 + options_.eps) / (1.0 + options_.eps);
       limits[v] = std::min(limits[v], static_cast<float>(reach));
     }
     for (std::size_t leaf = 0; leaf < n; ++leaf)

@@ -172,7 +172,8 @@ std::vector<std::uint64_t> PackedIdsView::select(Span<const std::uint64_t> first
   if (wanted.size() != (universe + 63) / 64 || places.size() != n_sequences)
     throw std::invalid_argument("wanted or places have another size than the ids say");
   for (std::size_t s = 0; s < n_sequences; ++s)
-    if (size(s) > 0 && (places[s] % 64 != 0 || places[s] + size(s) > 64 * n_words))
+    if (size(s) > 0 && (places[s] % 64 != 0 || places[s] / 64 > n_words ||
+                        (size(s) + 63) / 64 > n_words - places[s] / 64))
       throw std::invalid_argument("a sequence has no place");
   std::vector<std::uint64_t> bits(n_words);
   constexpr std::size_t kTask = 16;

@@ -135,6 +135,8 @@ void empty_lists_have_no_rows() {
   const std::vector<std::int64_t> places{2, 0, 1, -1, -1, -1};
   const auto rows = rows_of_places(file, ids, probes, 3, distances, places, 1);
   CHECK((rows == std::vector<std::int64_t>{9, 4, 7, -1, -1, -1}));
+  const std::vector<std::int64_t> beyond{2, 0, (std::int64_t{1} << 32) + 1, -1, -1, -1};
+  CHECK_THROWS(rows_of_places(file, ids, probes, 3, distances, beyond, 1), std::invalid_argument);
   const std::vector<std::int64_t> elsewhere{2, 3, 1, -1, -1, -1};
   CHECK_THROWS(rows_of_places(file, ids, probes, 3, distances, elsewhere, 1),
                std::invalid_argument);

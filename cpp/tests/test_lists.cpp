@@ -11,11 +11,13 @@
 #include <vector>
 
 #include "check.hpp"
+#include "delfsearch/aligned.hpp"
 #include "delfsearch/centroids.hpp"
 #include "delfsearch/coarse.hpp"
 #include "delfsearch/inverted_file.hpp"
 #include "delfsearch/kmeans.hpp"
 #include "delfsearch/lopq.hpp"
+#include "simd/scan_kernels.hpp"
 #include "vectors.hpp"
 
 using namespace delfsearch;
@@ -207,88 +209,146 @@ void few_leaves_are_the_nearest() {
   CHECK(before == 1.0);
 }
 
-// What a query finds with eps, leaf by leaf: the nearest list first, the others as they lie.
-std::vector<std::pair<float, std::int64_t>> found_with_eps(const Built& built, const float* query,
-                                                           std::vector<std::uint32_t> probes,
-                                                           std::size_t k, double eps,
-                                                           std::size_t& n_left_out) {
+using Found = std::vector<std::pair<float, std::int64_t>>;
+
+// What a query finds, leaf by leaf: the nearest list first, then 7 as they lie, then the rest.
+Found found_by_leaves(const Built& built, const float* query, std::vector<std::uint32_t> probes,
+                      const ScanOptions& options, std::size_t& n_left_out) {
   const InvertedFileView file = built.view();
   const LopqView& q = file.quantizer;
-  std::sort(probes.begin() + 1, probes.end());
+  constexpr float kFar = std::numeric_limits<float>::infinity();
+  const auto eighth = probes.begin() + std::min<std::ptrdiff_t>(8, probes.end() - probes.begin());
+  std::sort(probes.begin() + 1, eighth);
+  std::sort(eighth, probes.end());
   std::vector<float> table(q.table_size()), scratch(table_scratch(q, 1)), least(q.code.n_parts);
   ListAxes axes(q);
-  std::vector<std::pair<float, std::int64_t>> found;
+  Found found;
   for (const std::uint32_t list : probes) {
+    if (file.sizes[list] == 0) continue;
     axes.open(list);
     distance_tables(q, axes, &query, 1, scratch.data(), table.data(), least.data());
     std::sort(found.begin(), found.end());
-    const float kth =
-        found.size() < k ? std::numeric_limits<float>::infinity() : found[k - 1].first;
-    const auto reach = static_cast<float>(static_cast<double>(kth) / ((1.0 + eps) * (1.0 + eps)));
+    const float kth = found.size() < options.k ? kFar : found[options.k - 1].first;
     const auto entry = [&](std::size_t place, std::size_t part) {
       const std::size_t row = built.order[place];
       return table[part * q.code.n_centroids() + built.numbers[row * q.code.n_parts + part]];
     };
-    const bool whole = file.leaf_blocks == 0 ||
-                       file.first_block[list + 1] - file.first_block[list] <= file.leaf_blocks;
+    const auto allowed = [&](std::size_t place) {
+      return options.allowed.empty() || (options.allowed[place / 64] >> place % 64 & 1) != 0;
+    };
     const std::size_t begin = file.first_block[list] * kCodeBlock, end = begin + file.sizes[list];
-    const std::size_t step = whole ? file.sizes[list] : file.leaf_blocks * kCodeBlock;
+    const std::size_t step = file.leaf_blocks * kCodeBlock;
+    std::vector<float> bounds;
     for (std::size_t first = begin; first < end; first += step) {
       const std::size_t last = std::min(end, first + step);
       float bound = 0.0f;
       for (std::size_t part = 0; part < q.code.n_parts; ++part) {
-        float nearest = std::numeric_limits<float>::infinity();
+        float nearest = kFar;
         for (std::size_t place = first; place < last; ++place)
           nearest = std::min(nearest, entry(place, part));
         bound += nearest;
       }
-      n_left_out += !whole && bound > reach;
-      if (!whole && bound > reach) continue;
-      for (std::size_t place = first; place < last; ++place) {
+      bool any = false;
+      for (std::size_t place = first; place < last; ++place) any |= allowed(place);
+      bounds.push_back(any ? bound : kFar);
+    }
+    float limit =
+        static_cast<float>(static_cast<double>(kth) / (1.0 + options.eps) / (1.0 + options.eps));
+    if (options.max_leaves != 0 && options.max_leaves < bounds.size()) {
+      auto sorted = bounds;
+      std::sort(sorted.begin(), sorted.end());
+      limit = std::min(limit, sorted[options.max_leaves - 1]);
+    }
+    for (std::size_t leaf = 0; leaf < bounds.size(); ++leaf) {
+      const bool whole = bounds.size() == 1;  // scanned in any case
+      n_left_out += !whole && bounds[leaf] > limit;
+      if (!whole && bounds[leaf] > limit) continue;
+      for (std::size_t place = begin + leaf * step;
+           place < std::min(end, begin + (leaf + 1) * step); ++place) {
         float distance = 0.0f;
         for (std::size_t part = 0; part < q.code.n_parts; ++part) distance += entry(place, part);
-        found.push_back({distance, static_cast<std::int64_t>(place)});
+        if (allowed(place)) found.push_back({distance, static_cast<std::int64_t>(place)});
       }
     }
   }
   std::sort(found.begin(), found.end());
-  found.resize(std::min(found.size(), k));
+  found.resize(std::min(found.size(), options.k));
   return found;
 }
 
-void eps_leaves_out_what_each_query_settles_alone() {
-  const std::size_t d = 8, n = 9000, m = 60, n_probe = 4;
-  const auto X = gaussian(n * d, 21), queries = gaussian(m * d, 22);
-  const Built built = build(X, d, 6, {4, 5}, LopqOptions::Rotation::kLocal, 1, true);
-  const auto probes = CoarseSearch(built.arrays.coarse, d).nearest(queries, n_probe, 1);
+void what_leaves_are_left_out_each_query_settles_alone() {
+  const std::size_t d = 8, n = 9000, m = 40;
+  auto X = gaussian(n * d, 21);
+  std::copy_n(X.begin(), 2000 * d, X.begin() + 4000 * d);  // ties
+  const auto queries = gaussian(m * d, 22);
+  const Built built = build(X, d, 12, {4, 5}, LopqOptions::Rotation::kLocal, 1, true);
+  std::vector<std::uint64_t> some(built.order.size() / 64);
+  for (std::size_t place = 0; place < built.order.size(); ++place)
+    if (built.order[place] < n && built.order[place] % 7 < 3)
+      some[place / 64] |= std::uint64_t{1} << place % 64;
+  std::size_t n_left_out = 0;
+  for (const std::size_t n_probe : {4, 11})
+    for (const bool filtered : {false, true})
+      for (const std::size_t k : {1, 10, 300})
+        for (const std::size_t leaves : {0, 2})
+          for (const double eps : {0.0, 0.2, 2.0, 1e300}) {
+            const auto probes = CoarseSearch(built.arrays.coarse, d).nearest(queries, n_probe, 1);
+            ScanOptions options;
+            options.k = k;
+            options.eps = eps;
+            options.max_leaves = leaves;
+            if (filtered) options.allowed = some;
+            const auto found = scan_lists(built.view(), queries, probes, options);
+            options.n_threads = 3;
+            const auto threaded = scan_lists(built.view(), queries, probes, options);
+            CHECK(found.places == threaded.places);
+            options.eps = 0.0;
+            const auto all = scan_lists(built.view(), queries, probes, options);
+            options.eps = eps;
+            for (std::size_t q = 0; q < m; ++q) {
+              const auto own = probes.begin() + static_cast<std::ptrdiff_t>(q * n_probe);
+              const auto last = own + static_cast<std::ptrdiff_t>(n_probe);
+              const Found expected =
+                  found_by_leaves(built, queries.data() + q * d, {own, last}, options, n_left_out);
+              bool same = true;
+              for (std::size_t j = 0; j < k; ++j) {
+                const float distance = found.squared_distances[q * k + j];
+                same &= j < expected.size() ? distance == expected[j].first &&
+                                                  found.places[q * k + j] == expected[j].second
+                                            : found.places[q * k + j] == -1;
+              }
+              CHECK(same);
+              const auto last_of = [&](const CodeNeighbours& of) {
+                return std::sqrt(static_cast<double>(of.squared_distances[q * k + k - 1]));
+              };
+              CHECK(last_of(found) <= last_of(all) * (1.0 + eps) * (1.0 + 1e-6));
+            }
+          }
+  CHECK(n_left_out > 1000);
   ScanOptions options;
-  for (const std::size_t k : {1, 10, 300}) {
-    options.k = k;
-    options.eps = 0.0;
-    options.n_threads = 1;
-    const auto exact = scan_lists(built.view(), queries, probes, options);
-    std::size_t before = 0;
-    for (const double eps : {0.1, 0.5, 2.0, 1e9}) {
-      options.eps = eps;
-      options.n_threads = 1;
-      const auto some = scan_lists(built.view(), queries, probes, options);
-      options.n_threads = 3;
-      const auto threaded = scan_lists(built.view(), queries, probes, options);
-      CHECK(some.places == threaded.places);
-      std::size_t n_left_out = 0;
-      for (std::size_t q = 0; q < m; ++q) {
-        const auto own = probes.begin() + static_cast<std::ptrdiff_t>(q * n_probe);
-        const auto expected =
-            found_with_eps(built, queries.data() + q * d, {own, own + n_probe}, k, eps, n_left_out);
-        for (std::size_t j = 0; j < expected.size(); ++j)
-          CHECK(some.squared_distances[q * k + j] == expected[j].first &&
-                some.places[q * k + j] == expected[j].second);
-        const double kth = std::sqrt(static_cast<double>(exact.squared_distances[q * k + k - 1]));
-        const double found = std::sqrt(static_cast<double>(some.squared_distances[q * k + k - 1]));
-        CHECK(found <= kth * (1.0 + eps) * (1.0 + 1e-6));
-      }
-      CHECK(n_left_out > 0 && n_left_out >= before);
-      before = n_left_out;
+  for (const double eps : {-0.1, std::nan(""), std::numeric_limits<double>::infinity()}) {
+    options.eps = eps;
+    CHECK_THROWS(scan_lists(built.view(), queries, std::vector<std::uint32_t>(m, 0), options),
+                 std::invalid_argument);
+  }
+}
+
+// A file may be damaged: bits behind the last centroid name nothing.
+void bounds_mind_centroids_alone() {
+  for (const int bits : {4, 5, 6}) {
+    const ProductCode code{3, bits};
+    const std::size_t n = code.n_centroids(), words = (n + 31) / 32;
+    AlignedVector<float> entries(code.n_parts * n);
+    for (std::size_t i = 0; i < entries.size(); ++i) entries[i] = static_cast<float>(i * 7 % 11);
+    const std::vector<std::uint32_t> present(2 * code.n_parts * words, 0xffffffffu);
+    float sum = 0.0f;
+    for (std::size_t part = 0; part < code.n_parts; ++part)
+      sum += *std::min_element(entries.begin() + static_cast<std::ptrdiff_t>(part * n),
+                               entries.begin() + static_cast<std::ptrdiff_t>((part + 1) * n));
+    for (const auto* kernels : {&scan::kernels_scalar(), &scan::kernels()}) {
+      float bounds[2];
+      kernels->leaf_bounds(code, present.data(), 2, entries.data(), bounds);
+      CHECK(bounds[0] == sum && bounds[1] == sum);
     }
   }
 }
@@ -333,6 +393,7 @@ int main() {
   what_is_not_allowed_is_not_found();
   few_leaves_are_the_nearest();
   only_leaves_with_something_allowed_count();
-  eps_leaves_out_what_each_query_settles_alone();
+  what_leaves_are_left_out_each_query_settles_alone();
+  bounds_mind_centroids_alone();
   return delfsearch_test::report("test_lists");
 }

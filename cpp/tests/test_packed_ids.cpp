@@ -165,6 +165,47 @@ void damage_is_noticed_or_harmless() {
   fails(starts, {firsts[0], std::uint64_t{1} << 60, firsts[2], firsts[3]});
 }
 
+// A bit for each place, set where the number there is wanted; also of words that no packing wrote.
+void wanted_numbers_are_selected() {
+  std::mt19937_64 generator(9);
+  for (int round = 0; round < 60; ++round) {
+    const std::uint64_t universe = round == 0 ? 1 : 1 + generator() % 5000;
+    std::vector<Sequence> sequences(5);
+    for (std::size_t s = 0; s < 4; ++s) {  // the last is empty
+      sequences[s].resize(1 + generator() % 300);
+      for (auto& value : sequences[s]) value = static_cast<std::uint32_t>(generator() % universe);
+      std::sort(sequences[s].begin(), sequences[s].end());
+    }
+    Packing made = pack(sequences, universe);
+    if (round % 3 == 2)
+      for (auto& word : made.packed.words) word = generator() & generator();
+    const PackedIdsView view = made.view();
+    std::vector<std::uint64_t> wanted((universe + 63) / 64), places(5);
+    for (auto& word : wanted) word = generator();
+    for (std::size_t s = 0; s + 1 < 5; ++s)
+      places[s + 1] = places[s] + (sequences[s].size() + 63) / 64 * 64;
+    const std::size_t n_words = places[4] / 64;
+    const auto bits = view.select(made.firsts, wanted, places, n_words, 1 + round % 3);
+    std::vector<std::uint64_t> expected(n_words);
+    for (std::size_t s = 0; s < 4; ++s) {
+      std::vector<std::uint32_t> ids(sequences[s].size());
+      view.get_all(s, ids.size(), ids.data());
+      for (std::size_t i = 0; i < ids.size(); ++i) {
+        CHECK(ids[i] < universe && (round % 3 == 2 || ids[i] == sequences[s][i]));
+        expected[(places[s] + i) / 64] |= (wanted[ids[i] / 64] >> ids[i] % 64 & 1) << i % 64;
+      }
+    }
+    CHECK(bits == expected);
+    for (const std::uint64_t bad : {std::uint64_t{1}, places[4], ~std::uint64_t{0} - 63}) {
+      auto others = places;
+      others[0] = bad;
+      CHECK_THROWS(view.select(made.firsts, wanted, others, n_words, 1), std::invalid_argument);
+    }
+    wanted.push_back(0);
+    CHECK_THROWS(view.select(made.firsts, wanted, places, n_words, 1), std::invalid_argument);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -173,5 +214,6 @@ int main() {
   near_to_what_information_theory_asks();
   what_cannot_be_packed_is_refused();
   damage_is_noticed_or_harmless();
+  wanted_numbers_are_selected();
   return delfsearch_test::report("test_packed_ids");
 }

@@ -32,6 +32,11 @@ def test_auto_settles_on_a_method_and_keeps_it(photos, tmp_path, monkeypatch, ca
     monkeypatch.setattr(settings_module, "AUTO_LISTS_FROM", 3 * n_features)
     few.add(photos)
     assert f"{3 * n_features} descriptors in trees" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(settings_module, "AUTO_LISTS_FROM", n_features + 1)
+    other = DelfIndex(code="5x5").fit(photos)  # does not divide the dimension
+    other.add(photos)
+    assert other.method_ == "kdtree" and "in trees" not in caplog.text
     many.save(tmp_path / "index")
     monkeypatch.undo()
     loaded = DelfIndex.load(tmp_path / "index")

@@ -73,7 +73,9 @@ struct ScanOptions {
   std::size_t max_leaves = 0;  // visited of a list for a query; 0: all
   // Leaves are left out as well where no code in them can be nearer than the k-th of the query's
   // earlier lists, its distance (not squared) divided by 1 + eps. So the k-th found is at most 1 +
-  // eps times as far as the k-th of all leaves. 0: only what changes nothing is left out.
+  // eps times as far as the k-th of all leaves. 0: only what changes nothing is left out. The
+  // nearest list comes first, then the next 7 in their order in the file, then 56 ... Lists of one
+  // leaf are scanned whole.
   double eps = 0.0;
   // One bit a place; others are never returned, and leaves without any are not visited. Empty: all.
   Span<const std::uint64_t> allowed;

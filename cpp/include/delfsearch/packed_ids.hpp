@@ -38,7 +38,7 @@ struct PackedIdsView {
   // Numbers at[0] ... at[count - 1] of it, at rising: one pass over what lies between.
   void get_some(std::size_t sequence, std::size_t n, const std::uint32_t* at, std::size_t count,
                 std::uint32_t* out) const;
-  // That most of what this reads be in the cache.
+  // That most of what get_some reads be in the cache.
   void ask_for(std::size_t sequence, std::size_t n, const std::uint32_t* at,
                std::size_t count) const;
   // Whether any numbers of it can be read as ids::Kernels::get_each does; if so, made ready for it.

@@ -66,12 +66,15 @@ void round_down(const ProductCode& code, const float* entries, const float* leas
 void leaf_bounds(const ProductCode& code, const std::uint32_t* present, std::size_t n_leaves,
                  const float* entries, float* bounds) {
   const std::size_t words = (code.n_centroids() + 31) / 32;
+  // In a damaged file bits may be set behind the last centroid.
+  const std::uint64_t there =
+      code.n_centroids() < 32 ? (1u << code.n_centroids()) - 1 : 0xffffffffu;
   for (std::size_t leaf = 0; leaf < n_leaves; ++leaf, present += code.n_parts * words) {
     float sum = 0.0f;
     for (std::size_t part = 0; part < code.n_parts; ++part) {
       float least = std::numeric_limits<float>::infinity();
       for (std::size_t word = 0; word < words; ++word)
-        for (std::uint64_t bits = present[part * words + word]; bits != 0; bits &= bits - 1)
+        for (std::uint64_t bits = present[part * words + word] & there; bits != 0; bits &= bits - 1)
           least = std::min(least, entries[part * code.n_centroids() + 32 * word +
                                           static_cast<std::size_t>(lowest_bit(bits))]);
       sum = sum + least;

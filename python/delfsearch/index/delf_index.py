@@ -205,7 +205,7 @@ class DelfIndex(IndexSettings):
             self._check_dimension(photos)
             before = self._segments.n_live_rows
             self._segments.append(pack(image_ids, photos, self.dimension_), records)
-            self._warn_of_growth(before, self._segments.n_live_rows)
+            self._warn_of_growth(before, self._segments.n_live_rows, self.dimension_)
             self._segments.merge_small(self.merge_factor)
         return image_ids
 
@@ -230,7 +230,9 @@ class DelfIndex(IndexSettings):
         if photos:
             self._check_dimension(photos)
             chunk = pack(image_ids, photos, self.dimension_)
+            before = self._segments.n_live_rows
             self._segments.append(chunk, records, replaced=image_ids)
+            self._warn_of_growth(before, self._segments.n_live_rows, self.dimension_)
             self._segments.merge_small(self.merge_factor)
 
     def remove(self, ids: Iterable[int] | NDArray[np.int64]) -> None:

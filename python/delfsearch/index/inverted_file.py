@@ -54,8 +54,8 @@ class InvertedFile(BaseEstimator):  # type: ignore[misc]
     leaf_size : codes of a leaf of a list, a multiple of 64, or 0 for lists without leaves.
     max_leaves : leaves of a list that a query visits, best bin first.
     eps : >= 0, leaves are also left out where no code can be nearer than 1 / (1 + eps) of the
-        distance (not squared) of the k-th in the query's lists before: the k-th found is at most
-        1 + eps times as far as that of all leaves. 0 leaves out what changes no result.
+        distance (not squared) of the k-th in the query's lists before: the k-th code found (with
+        rerank, the rerank-th) is at most 1 + eps times as far as that of all leaves. 0: none more.
     rerank : so many of the best codes are compared once more, by 8 bits a dimension; 0 none.
     min_rotation_rows, min_codebook_rows : rows that a rotation and a codebook are learned from at
         least; cells with fewer than the second share both with their neighbours.

@@ -91,8 +91,7 @@ class IndexSettings(IndexContents, BaseEstimator):  # type: ignore[misc]
         """Settle the method of a new index, in its store, and return its engine."""
         method, dimension = self.method, int(store.catalog.value("dimension"))
         if method == "auto":
-            many = n_descriptors >= AUTO_LISTS_FROM and dimension % parse_code(self.code)[0] == 0
-            method = "ivf" if many else "kdtree"
+            method = "ivf" if self._are_many(n_descriptors, dimension) else "kdtree"
         postings = self.postings
         if postings == "auto":
             many = n_descriptors >= AUTO_PHOTOS_FROM and self.rerank == 0
@@ -107,9 +106,14 @@ class IndexSettings(IndexContents, BaseEstimator):  # type: ignore[misc]
             logger.info("%d descriptors: %s, leaf_size=%d", n_descriptors, chosen, engine.leaf_size)
         return engine
 
-    def _warn_of_growth(self, before: int, now: int) -> None:
-        """Say, once, that an index which chose trees has grown to where fit would not."""
-        if self.method == "auto" and self._method() == "kdtree" and before < AUTO_LISTS_FROM <= now:
+    def _are_many(self, n_descriptors: int, dimension: int) -> bool:
+        """Return whether method="auto" puts so many descriptors into lists."""
+        return n_descriptors >= AUTO_LISTS_FROM and dimension % parse_code(self.code)[0] == 0
+
+    def _warn_of_growth(self, before: int, now: int, dimension: int) -> None:
+        """Say that an index which chose trees has just grown to where fit would not."""
+        grown = self._are_many(now, dimension) and not self._are_many(before, dimension)
+        if grown and self.method == "auto" and self._method() == "kdtree":
             logger.warning(
                 '%d descriptors in trees, which fit(method="auto") would put into posting lists: '
                 "they take a fraction of the memory. An index keeps its method; fit or build a new "

@@ -272,8 +272,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--n-lists", type=int, default=1024)
     parser.add_argument("--probes", type=int, nargs="+", default=[5, 64])
     parser.add_argument("--rerank", type=int, nargs="*", default=[])
-    parser.add_argument("--max-leaves", type=int, nargs="*", default=[], help="as well")
-    parser.add_argument("--eps", type=float, nargs="*", default=[], help="as well")
+    parser.add_argument("--max-leaves", type=int, nargs="*", default=[], help="measured as well")
+    parser.add_argument("--eps", type=float, nargs="*", default=[], help="measured as well")
     parser.add_argument("--alone", action="store_true", help="one query a call as well")
     parser.add_argument("--simd", nargs="+", default=["avx512", "avx2"], choices=FAISS_LEVELS)
     parser.add_argument(

@@ -142,6 +142,8 @@ def test_what_waits_for_long_is_made_safe(tmp_path, photos, monkeypatch):
         builder = builder_module.IndexBuilder(DelfIndex(**LISTS), folder)
         assert builder.n_photos == 5
         builder.close()
+        with pytest.raises(ValueError, match="holds 5 of an interrupted build; got 3"):
+            DelfIndex(**LISTS).build(folder, photos[:3], training=training)
         built = DelfIndex(**LISTS).build(folder, photos, training=training)
         assert len(built) == len(photos)
 
@@ -160,7 +162,7 @@ def test_one_descriptor_out_of_range_does_not_spoil_a_build(tmp_path, photos, mo
 
 
 def test_a_build_without_features_leaves_its_folder_empty(tmp_path, photos):
-    with pytest.raises(ValueError, match="at least one readable photo"):
+    with pytest.raises(ValueError, match="features must hold at least one photo; got none"):
         DelfIndex(**LISTS).build(tmp_path / "i", [], training=photos)
     assert list((tmp_path / "i").iterdir()) == []
     assert len(DelfIndex(**LISTS).build(tmp_path / "i", photos)) == len(photos)

@@ -253,6 +253,8 @@ class IndexBuilder(_Intake):
         if not folders and not self._parts():
             refused = store.catalog.select("not_indexed")
             store.discard()
+            if not refused:
+                raise ValueError("features must hold at least one photo; got none")
             reasons = "".join(f"\n  {path}: {reason}" for path, reason, *_ in refused[:3])
             raise ValueError(
                 f"photos must hold at least one readable photo; none of {len(refused)} is:{reasons}"
@@ -377,13 +379,18 @@ def build_index(
     try:
         if training is not None:
             builder.learn(check_photos(training))
-        skipped = builder.n_photos
+        skipped, number = builder.n_photos, -1
         for number, (photo, note) in enumerate(_with_notes(features, metadata)):
             if number < skipped:
                 continue
             builder.add(check_features(photo, "features"), note or {})
             if builder.n_waiting >= _COMMIT_ROWS or builder.late:
                 builder.commit()
+        if number + 1 < skipped:
+            raise ValueError(
+                f"features must give all photos again, from the first one on, since {path} holds "
+                f"{skipped} of an interrupted build; got {number + 1}"
+            )
         return builder.finish()
     except BaseException:
         builder.close()

@@ -55,10 +55,11 @@ class DelfIndex(IndexSettings):
         place of 2.6 a descriptor at a billion. The features that were found are then looked for
         among the 8-bit descriptors of the photos that are shortlisted (docs/inverted_file.md).
         "auto": fit takes photos from 200 million descriptors on, where rerank is 0.
-    n_lists, n_probe, code, rerank, random_state : of the lists, see InvertedFile. rerank counts in
+    n_lists, n_probe, code, rerank, random_state : of the lists, see InvertedFile in
+        delfsearch.index.inverted_file; leaf_size is a multiple of 64 there. rerank counts in
         each segment, and what exclude_ids leaves out counts as well.
-    eps : leaves of the lists that are left out, see InvertedFile; None means 0.2 of lists that name
-        photos, for which there are many, 0 of those that name features.
+    eps : leaves of the lists that are left out, see there; None means 0.2 of lists that name
+        photos, for which there are many, 0 of those that name features. Trees have none.
     vote : how photos are shortlisted. "count": a photo's votes are the query features that have a
         neighbour in it; "distance": each counts 1 - d / d_k, with d the squared distance of its
         nearest neighbour in the photo and d_k that of its farthest neighbour of all.

@@ -32,44 +32,6 @@ inline std::uint64_t nearness(float distance, std::uint32_t place) {
   return static_cast<std::uint64_t>(bits_of(distance)) << 32 | place;
 }
 
-// Writes the k first of n by (distance, place), in that order, -1 behind the last. There is
-// scan::kRoom behind n.
-inline void write_nearest(const scan::Kernels& kernels, std::size_t k, const float* values,
-                          const std::uint32_t* from, std::size_t n, float* distances,
-                          std::int64_t* places) {
-  const std::size_t n_written = std::min(n, k);
-  std::fill(distances + n_written, distances + k, std::numeric_limits<float>::infinity());
-  std::fill(places + n_written, places + k, -1);
-  if (n <= scan::kMostRanked) {
-    std::uint32_t keys[scan::kMostRanked + scan::kRoom], ranks[scan::kMostRanked + scan::kRoom];
-    std::memcpy(keys, values, n * sizeof(float));
-    std::fill(keys + n, keys + n + scan::kRoom, 0u);
-    kernels.ranks(keys, n, ranks);
-    float sorted[scan::kMostRanked];
-    std::uint32_t sorted_from[scan::kMostRanked];
-    for (std::size_t i = 0; i < n; ++i) {
-      sorted[ranks[i]] = values[i];
-      sorted_from[ranks[i]] = from[i];
-    }
-    bool tie = false;
-    for (std::size_t i = 1; i < n; ++i) tie |= sorted[i - 1] == sorted[i];
-    if (!tie) {
-      std::copy_n(sorted, n_written, distances);
-      for (std::size_t i = 0; i < n_written; ++i)
-        places[i] = static_cast<std::int64_t>(sorted_from[i]);
-      return;
-    }
-  }
-  // For many, or where distances tie.
-  std::vector<std::uint64_t> keys(n);
-  for (std::size_t i = 0; i < n; ++i) keys[i] = nearness(values[i], from[i]);
-  std::sort(keys.begin(), keys.end());
-  for (std::size_t i = 0; i < n_written; ++i) {
-    distances[i] = float_of(static_cast<std::uint32_t>(keys[i] >> 32));
-    places[i] = static_cast<std::int64_t>(keys[i] & 0xffffffffu);
-  }
-}
-
 class NearestCodes {
  public:
   // Entries that the arrays of reset have room for.
@@ -107,9 +69,41 @@ class NearestCodes {
       size_ = cut(kernels, values_, places_, size_);
   }
 
+  // The k first by (distance, place), in that order, -1 behind the last.
   void write(const scan::Kernels& kernels, float* distances, std::int64_t* places) {
     if (size_ > most(k_)) size_ = cut(kernels, values_, places_, size_);
-    write_nearest(kernels, k_, values_, places_, size_, distances, places);
+    const std::size_t n = size_;
+    const std::size_t n_written = std::min(n, k_);
+    std::fill(distances + n_written, distances + k_, std::numeric_limits<float>::infinity());
+    std::fill(places + n_written, places + k_, -1);
+    if (n <= scan::kMostRanked) {
+      std::uint32_t keys[scan::kMostRanked + scan::kRoom], ranks[scan::kMostRanked + scan::kRoom];
+      std::memcpy(keys, values_, n * sizeof(float));
+      std::fill(keys + n, keys + n + scan::kRoom, 0u);
+      kernels.ranks(keys, n, ranks);
+      float sorted[scan::kMostRanked];
+      std::uint32_t sorted_places[scan::kMostRanked];
+      for (std::size_t i = 0; i < n; ++i) {
+        sorted[ranks[i]] = values_[i];
+        sorted_places[ranks[i]] = places_[i];
+      }
+      bool tie = false;
+      for (std::size_t i = 1; i < n; ++i) tie |= sorted[i - 1] == sorted[i];
+      if (!tie) {
+        std::copy_n(sorted, n_written, distances);
+        for (std::size_t i = 0; i < n_written; ++i)
+          places[i] = static_cast<std::int64_t>(sorted_places[i]);
+        return;
+      }
+    }
+    // For many, or where distances tie.
+    std::vector<std::uint64_t> keys(n);
+    for (std::size_t i = 0; i < n; ++i) keys[i] = nearness(values_[i], places_[i]);
+    std::sort(keys.begin(), keys.end());
+    for (std::size_t i = 0; i < n_written; ++i) {
+      distances[i] = float_of(static_cast<std::uint32_t>(keys[i] >> 32));
+      places[i] = static_cast<std::int64_t>(keys[i] & 0xffffffffu);
+    }
   }
 
   std::size_t scanned = 0;  // codes
